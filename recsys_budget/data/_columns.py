@@ -1,0 +1,89 @@
+"""Columns of anybody's table, turned into arrays that keep ids apart and refuse what is not a number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from recsys_budget.errors import DataError
+
+
+def pick(table: nw.DataFrame[Any], name: str) -> nw.Series[Any]:
+    """The named column, or a DataError that lists the columns there are."""
+    if name not in table.columns:
+        raise DataError(f"no such column; the table has {', '.join(map(repr, table.columns))}", column=name)
+    return table.get_column(name)
+
+
+def id_strings(column: nw.Series[Any], name: str) -> NDArray[np.object_]:
+    """Ids as strings, each as written: "007" and "7" stay two ids, and "NA" is an id.
+
+    Args:
+        column: Strings, integers, or a categorical of either.
+        name: Name of the column, for errors.
+
+    Raises:
+        DataError: An id is missing or empty, or the column holds floats or a mixture: converting those would
+            merge ids that differ.
+    """
+    values = column.to_pandas()
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(values.cat.categories.dtype)
+    missing = values.isna().to_numpy()
+    if missing.any():
+        raise DataError(
+            "a missing id; fill or drop such rows first", line=int(missing.argmax()) + 1, column=name
+        )
+    kind = pd.api.types.infer_dtype(values, skipna=False)
+    if kind not in ("string", "integer") and len(values):
+        raise DataError(
+            f"ids are {kind}, but must be strings or integers (floats and mixtures merge ids that differ); "
+            "convert the column yourself, or read the file with string ids",
+            column=name,
+        )
+    strings = np.asarray(values.astype(str), dtype=object)
+    empty = strings == ""
+    if empty.any():
+        raise DataError("an empty id", line=int(empty.argmax()) + 1, column=name)
+    return strings
+
+
+def text_strings(column: nw.Series[Any]) -> NDArray[np.object_]:
+    """Free text as Python strings; the empty string where the cell is missing."""
+    values = column.to_pandas()
+    return np.array(["" if m else str(v) for v, m in zip(values, values.isna(), strict=True)], dtype=object)
+
+
+def finite_numbers(column: nw.Series[Any], name: str) -> NDArray[np.float32]:
+    """Numbers as float32, all finite; otherwise a DataError that names the row."""
+    values = column.to_pandas()
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(np.float32)
+    bad = ~np.isfinite(narrow)
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"{values.iloc[row]!r} is not a finite number", line=row + 1, column=name)
+    return narrow
+
+
+def epoch_seconds(column: nw.Series[Any], name: str) -> NDArray[np.int64]:
+    """Timestamps as whole seconds since 1970-01-01 UTC, from integers or datetimes (naive means UTC)."""
+    values = column.to_pandas()
+    numbers: NDArray[np.int64]
+    if pd.api.types.is_datetime64_any_dtype(values):
+        moments = pd.to_datetime(values, utc=True).dt.tz_localize(None)
+        numbers = moments.to_numpy("datetime64[s]").astype(np.int64)
+        missing = values.isna().to_numpy()
+    else:
+        floats = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        missing = ~(np.abs(floats) < 2**53)  # also for NaN and infinities; float64 is exact below 2**53
+        numbers = np.where(missing, 0, floats).astype(np.int64)
+    if missing.any():
+        row = int(missing.argmax())
+        raise DataError(f"{values.iloc[row]!r} is not a time", line=row + 1, column=name)
+    return numbers

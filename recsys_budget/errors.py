@@ -1,0 +1,104 @@
+"""Every error this package raises on purpose.
+
+Each error carries its figures as fields, and its message says what was asked, what was allowed and what
+to do next. Catch :class:`RecsysBudgetError` for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+
+
+class RecsysBudgetError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class DataError(RecsysBudgetError, ValueError):
+    """Data that cannot be read as what it is said to be.
+
+    Attributes:
+        path: File at fault, or None for in-memory data.
+        line: 1-based line in that file (or row of a frame), or None.
+        column: Column at fault, or None.
+        reason: The message without the place.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | PathLike[str] | None = None,
+        line: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        self.path, self.line, self.column, self.reason = path, line, column, message
+        where = [str(path)] if path is not None else []
+        if line is not None:
+            where.append(f"{'line' if path is not None else 'row'} {line}")
+        if column is not None:
+            where.append(f"column {column!r}")
+        super().__init__(f"{', '.join(where)}: {message}" if where else message)
+
+
+class SpecificationError(RecsysBudgetError, ValueError):
+    """A request that contradicts itself or the rules, found before any data is read."""
+
+
+class MissingExtraError(RecsysBudgetError, ImportError):
+    """A feature was called whose optional packages are not installed.
+
+    Attributes:
+        extra: Name of the extra that brings them.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"this feature needs the package {package!r}, which is not installed; "
+            f'run: pip install "recsys-budget[{extra}]"',
+            name=package,
+        )
+
+
+class BudgetError(RecsysBudgetError):
+    """Base of errors about the privacy budget."""
+
+
+class BudgetExceededError(BudgetError):
+    """A reservation would take the total past the cap; nothing was spent.
+
+    Attributes:
+        requested: Epsilon that everything recorded and this request together would cost.
+        remaining: Epsilon left under the cap before the request.
+        cap: Epsilon of the budget.
+    """
+
+    def __init__(self, message: str, *, requested: float, remaining: float, cap: float) -> None:
+        self.requested, self.remaining, self.cap = requested, remaining, cap
+        super().__init__(message)
+
+
+class UnsupportedMechanismError(BudgetError, TypeError):
+    """A mechanism that the accountant cannot interpret; nothing was spent."""
+
+
+class SolverError(RecsysBudgetError):
+    """Base of errors about re-ranking."""
+
+
+class InfeasibleError(SolverError):
+    """Hard constraints that no slate can satisfy together.
+
+    Attributes:
+        user: Id of the user whose slate is impossible.
+        conflict: Names of constraints that conflict; dropping any one of them makes the rest feasible.
+    """
+
+    def __init__(self, message: str, *, user: str, conflict: Sequence[str]) -> None:
+        self.user, self.conflict = user, tuple(conflict)
+        super().__init__(message)
+
+
+class NumericalError(SolverError):
+    """A solver's answer that fails the independent check, so it is not handed out."""
