@@ -1,0 +1,191 @@
+"""The ledger: the only way to spend privacy budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from recsys_budget.errors import BudgetExceededError, SpecificationError
+from recsys_budget.privacy.accounting import epsilon, filter_epsilon
+from recsys_budget.privacy.budget import PrivacyBudget
+from recsys_budget.privacy.mechanism import Mechanism, SampledGaussianMechanism
+
+
+@dataclass
+class Reservation:
+    """Permission, already paid for, to run the reserved mechanisms once.
+
+    Made by :meth:`PrivacyLedger.reserve`. Whatever becomes of it, its whole cost stays spent.
+
+    Attributes:
+        mechanisms: What may be run.
+        purpose: What for, in words.
+        settled: Whether :meth:`commit` was called.
+    """
+
+    mechanisms: tuple[Mechanism, ...]
+    purpose: str
+    settled: bool = False
+    _used: dict[int, int] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def use(self, mechanism: Mechanism) -> None:
+        """Take one release of a reserved mechanism: call this right before each read of private data.
+
+        A :class:`GaussianMechanism` may be used once, a :class:`SampledGaussianMechanism` ``steps`` times.
+
+        Raises:
+            SpecificationError: The mechanism is not in the reservation, or the reservation is settled.
+            BudgetExceededError: Every reserved release of it was used already.
+        """
+        with self._lock:
+            if self.settled:
+                raise SpecificationError(f"the reservation for {self.purpose!r} is settled; reserve again")
+            places = [i for i, reserved in enumerate(self.mechanisms) if reserved == mechanism]
+            if not places:
+                raise SpecificationError(f"{mechanism} was not reserved; reserved: {self.mechanisms}")
+            for place in places:
+                if self._used.get(place, 0) < _releases(mechanism):
+                    self._used[place] = self._used.get(place, 0) + 1
+                    return
+            raise BudgetExceededError(
+                f"all {len(places) * _releases(mechanism)} reserved releases of {mechanism} were used; "
+                "reserve more before reading more",
+                requested=1,
+                remaining=0,
+                cap=len(places) * _releases(mechanism),
+            )
+
+    def used(self, mechanism: Mechanism) -> int:
+        """How many releases of this mechanism were taken."""
+        return sum(
+            self._used.get(i, 0) for i, reserved in enumerate(self.mechanisms) if reserved == mechanism
+        )
+
+    def commit(self) -> None:
+        """Settle: no release can be taken from this reservation any more."""
+        with self._lock:
+            self.settled = True
+
+
+class PrivacyLedger:
+    """Keeps everything that is spent on one population's data at or under a cap.
+
+    Spend first, read after: :meth:`reserve` records the cost before any private data is touched, or raises
+    and records nothing. What was reserved stays spent, settled or not.
+
+    Accounting: a schedule that is alone in the ledger was fixed before anything was released, so its PLD
+    epsilon is exact enough to use. From the second reservation on, later choices may depend on earlier
+    outputs, so everything together must fit the Renyi filter (see :mod:`recsys_budget.privacy.accounting`).
+    Which rule applies never depends on the data.
+
+    The record lives in this object: keep one ledger a population, and share it between models. It is safe
+    to use from several threads. It is *not* written to disk: a new process starts a new record, so carry
+    the sum of earlier runs over yourself, by giving the new ledger only what is left.
+
+    Args:
+        cap: The budget that is never exceeded.
+
+    Examples:
+        >>> from recsys_budget.privacy import GaussianMechanism, PrivacyBudget, PrivacyLedger
+        >>> ledger = PrivacyLedger(PrivacyBudget(epsilon=2.0, delta=1e-6))
+        >>> reservation = ledger.reserve([GaussianMechanism(10.0)], purpose="popularity counts")
+        >>> round(ledger.spent, 2)
+        0.41
+    """
+
+    def __init__(self, cap: PrivacyBudget) -> None:
+        self._cap = cap
+        self._reservations: list[Reservation] = []
+        self._lock = threading.RLock()
+
+    @property
+    def cap(self) -> PrivacyBudget:
+        """The budget that is never exceeded."""
+        return self._cap
+
+    @property
+    def spent(self) -> float:
+        """Epsilon of everything reserved so far, at the cap's delta."""
+        with self._lock:
+            return self._cost(self._recorded())
+
+    @property
+    def remaining(self) -> float:
+        """The cap's epsilon less :attr:`spent`, a summary only: costs do not add up exactly."""
+        return max(0.0, self._cap.epsilon - self.spent)
+
+    def fits(self, mechanisms: Sequence[Mechanism]) -> bool:
+        """Whether :meth:`reserve` would grant this; reserves nothing."""
+        with self._lock:
+            return self._cost([*self._recorded(), tuple(mechanisms)]) <= self._cap.epsilon
+
+    def reserve(self, mechanisms: Sequence[Mechanism], *, purpose: str) -> Reservation:
+        """Pay for mechanisms that are about to run.
+
+        Args:
+            mechanisms: The schedule, fixed now; at least one mechanism.
+            purpose: What for, in words; kept in the history.
+
+        Returns:
+            The reservation whose ``use`` grants each release.
+
+        Raises:
+            BudgetExceededError: The total would pass the cap; nothing is recorded.
+            UnsupportedMechanismError: A mechanism that cannot be accounted; nothing is recorded.
+        """
+        request = tuple(mechanisms)
+        if not request:
+            raise SpecificationError("an empty reservation; name the mechanisms that are about to run")
+        with self._lock:
+            cost = self._cost([*self._recorded(), request])
+            if not cost <= self._cap.epsilon:
+                remaining, alone = self.remaining, epsilon(request, self._cap.delta)
+                raise BudgetExceededError(
+                    f"{purpose!r} costs epsilon {alone:.4g} and would bring the total to {cost:.4g}, past "
+                    f"the cap of {self._cap.epsilon:g} (spent {self.spent:.4g}); nothing was spent. Ask for "
+                    "fewer steps or more noise",
+                    requested=alone,
+                    remaining=remaining,
+                    cap=self._cap.epsilon,
+                )
+            reservation = Reservation(request, purpose)
+            self._reservations.append(reservation)
+            return reservation
+
+    def history(self) -> pd.DataFrame:
+        """One row a reservation, oldest first: purpose, mechanisms, epsilon (alone), total, settled."""
+        with self._lock:
+            rows = [
+                {
+                    "purpose": r.purpose,
+                    "mechanisms": "; ".join(map(str, r.mechanisms)),
+                    "epsilon": epsilon(r.mechanisms, self._cap.delta),
+                    "total": self._cost([s.mechanisms for s in self._reservations[: i + 1]]),
+                    "settled": r.settled,
+                }
+                for i, r in enumerate(self._reservations)
+            ]
+        return pd.DataFrame(rows, columns=["purpose", "mechanisms", "epsilon", "total", "settled"])
+
+    def __repr__(self) -> str:
+        return (
+            f"PrivacyLedger(epsilon spent {self.spent:.4g} of {self._cap.epsilon:g} "
+            f"at delta {self._cap.delta:g}, {len(self._reservations)} reservations)"
+        )
+
+    def _recorded(self) -> list[tuple[Mechanism, ...]]:
+        return [r.mechanisms for r in self._reservations]
+
+    def _cost(self, requests: list[tuple[Mechanism, ...]]) -> float:
+        everything = [mechanism for request in requests for mechanism in request]
+        if len(requests) <= 1:
+            return epsilon(everything, self._cap.delta)
+        return filter_epsilon(everything, self._cap)
+
+
+def _releases(mechanism: Mechanism) -> int:
+    return mechanism.steps if isinstance(mechanism, SampledGaussianMechanism) else 1

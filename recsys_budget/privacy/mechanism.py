@@ -1,0 +1,55 @@
+"""Mechanisms as frozen facts: what was released, not how it is accounted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from recsys_budget.errors import SpecificationError
+
+
+@dataclass(frozen=True)
+class GaussianMechanism:
+    """A sum over all users released once with Gaussian noise.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise divided by the largest change, in Euclidean norm,
+            that adding or removing one user can make to the sum.
+    """
+
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+
+
+@dataclass(frozen=True)
+class SampledGaussianMechanism:
+    """A sum over a fresh Poisson sample of the users, released with Gaussian noise, ``steps`` times.
+
+    Poisson: each step includes each user independently with probability ``sample_rate``.
+
+    Attributes:
+        noise_multiplier: As for :class:`GaussianMechanism`, for the sum over one sample.
+        sample_rate: In (0, 1].
+        steps: Number of releases, at least 1.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+        if not 0 < self.sample_rate <= 1:
+            raise SpecificationError(f"sample_rate is {self.sample_rate}; it must lie in (0, 1]")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise SpecificationError(f"steps is {self.steps!r}; it must be a whole number of at least 1")
+
+
+Mechanism = GaussianMechanism | SampledGaussianMechanism
+
+
+def _check_noise(noise_multiplier: float) -> None:
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise SpecificationError(f"noise_multiplier is {noise_multiplier}; it must be positive and finite")
