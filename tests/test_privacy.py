@@ -271,6 +271,13 @@ def test_system_uniform_is_open_and_uniform():
     assert stats.kstest(draws, "uniform").pvalue > 1e-6
 
 
+@pytest.mark.parametrize(("byte", "extreme"), [(b"\x00", 2.0**-53), (b"\xff", 1 - 2.0**-53)])
+def test_extreme_bytes_give_finite_normals(monkeypatch, byte, extreme):
+    monkeypatch.setattr(os, "urandom", lambda size: byte * size)
+    assert SystemNoise().uniform(1)[0] == extreme
+    assert abs(SystemNoise().normal(1)[0]) == pytest.approx(8.2, abs=0.1)
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking beside threads is the test
 def test_system_noise_ignores_seeds_and_forks():
     np.random.seed(0)  # noqa: NPY002  the point is that seeding changes nothing

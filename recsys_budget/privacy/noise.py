@@ -19,7 +19,7 @@ class NoiseSource(Protocol):
         ...
 
     def uniform(self, size: int) -> NDArray[np.float64]:
-        """Independent uniform numbers, strictly between 0 and 1, shape ``(size,)``."""
+        """Independent uniform numbers in [0, 1), shape ``(size,)``."""
         ...
 
     def normal(self, size: int) -> NDArray[np.float64]:
@@ -30,18 +30,18 @@ class NoiseSource(Protocol):
 class SystemNoise:
     """Randomness of the operating system's generator: no state, so nothing to repeat after fork or resume.
 
-    53 random bits make a uniform number (a multiple of 2**-53, shifted by half of that, so never 0 or 1),
-    and the inverse of the normal distribution function makes it a normal one. Floating-point rounding of
-    the noisy sum is not hidden: see Mironov (2012), doi:10.1145/2382196.2382264, for what that could reveal
-    to someone who sees all bits of a release.
+    52 random bits make a uniform number (a multiple of 2**-52, shifted by half of that, so never 0 or 1; a
+    53rd bit would round up to 1), and the inverse of the normal distribution function makes it normal.
+    Floating-point rounding of the noisy sum is not hidden: see Mironov (2012), doi:10.1145/2382196.2382264,
+    for what that could reveal to someone who sees all bits of a release.
     """
 
     private = True
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         """See :class:`NoiseSource`."""
-        bits = np.frombuffer(os.urandom(8 * size), dtype=np.uint64) >> np.uint64(11)
-        return (bits.astype(np.float64) + 0.5) * 2.0**-53
+        bits = np.frombuffer(os.urandom(8 * size), dtype=np.uint64) >> np.uint64(12)
+        return (bits.astype(np.float64) + 0.5) * 2.0**-52
 
     def normal(self, size: int) -> NDArray[np.float64]:
         """See :class:`NoiseSource`."""

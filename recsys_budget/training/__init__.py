@@ -1,0 +1,5 @@
+"""Private training of torch modules; needs the extra ``train``."""
+
+from recsys_budget.training.loop import TrainingRun, train_private
+
+__all__ = ["TrainingRun", "train_private"]

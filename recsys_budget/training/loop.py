@@ -1,0 +1,106 @@
+"""The training loop: reserve, then sample, then step; the step that would pass the cap does not run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from recsys_budget._extras import extra
+from recsys_budget.errors import SpecificationError
+from recsys_budget.privacy import NoiseSource, Reservation, SampledGaussianMechanism
+
+with extra("train"):
+    import torch
+
+    from recsys_budget.training._opacus import PrivateStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a training run did.
+
+    Attributes:
+        steps: Steps run.
+        snapshots: Parameters after each step that was asked for, keyed by the number of steps.
+    """
+
+    steps: int
+    snapshots: Mapping[int, StateDict]
+
+
+def train_private(
+    module: nn.Module,
+    rows: sparse.csr_array,
+    losses: Callable[[Tensor, Tensor], Tensor],
+    *,
+    mechanism: SampledGaussianMechanism,
+    reservation: Reservation,
+    max_grad_norm: float,
+    expected_batch_size: float,
+    learning_rate: float,
+    noise: NoiseSource,
+    snapshot_at: Collection[int] = (),
+    progress: bool = True,
+) -> TrainingRun:
+    """Train a module with differentially private gradient steps (Adam), one user being one sample.
+
+    Each step takes one release from the reservation *before* it reads a row, draws a fresh Poisson sample of
+    the users, clips each sampled user's gradient, and adds Gaussian noise. Adam sees noisy gradients only.
+
+    Args:
+        module: See :class:`~recsys_budget.training._opacus.PrivateStep`; trained in place.
+        rows: Users x items, private; row i is all that is read of user i.
+        losses: From ``(outputs, rows)`` to one loss a user.
+        mechanism: The reserved schedule: noise, sample rate and number of steps.
+        reservation: Paid permission for it.
+        max_grad_norm: Per-user clip bound.
+        expected_batch_size: Public constant that noisy sums are divided by.
+        learning_rate: Adam's.
+        noise: Source of the sampling masks and the noise.
+        snapshot_at: Step counts after which to keep a copy of the parameters.
+        progress: Show a progress bar.
+
+    Returns:
+        Steps run and snapshots.
+
+    Raises:
+        BudgetExceededError: The reservation is used up; the module stays as the last paid step left it.
+        NumericalError: Training diverged.
+
+    References:
+        Abadi et al. (2016), arXiv:1607.00133. Kingma and Ba (2015), arXiv:1412.6980.
+    """
+    if expected_batch_size <= 0 or max_grad_norm <= 0 or learning_rate <= 0:
+        raise SpecificationError(
+            "expected_batch_size, max_grad_norm and learning_rate must be positive; got "
+            f"{expected_batch_size}, {max_grad_norm} and {learning_rate}"
+        )
+    step = PrivateStep(
+        module,
+        torch.optim.Adam(module.parameters(), lr=learning_rate),
+        noise_multiplier=mechanism.noise_multiplier,
+        max_grad_norm=max_grad_norm,
+        expected_batch_size=expected_batch_size,
+        noise=noise,
+    )
+    module.train()
+    snapshots: dict[int, StateDict] = {}
+    for number in tqdm(range(1, mechanism.steps + 1), desc="private steps", disable=not progress):
+        reservation.use(mechanism)
+        chosen = np.flatnonzero(noise.uniform(rows.shape[0]) < mechanism.sample_rate)
+        step(torch.from_numpy(rows[chosen].toarray()), losses)
+        if number in snapshot_at:
+            snapshots[number] = copy.deepcopy(module.state_dict())
+    module.eval()
+    return TrainingRun(mechanism.steps, snapshots)
