@@ -67,6 +67,15 @@ def test_unknown_rules_are_refused(argument):
         Interactions.from_frame(pd.DataFrame(EVENTS), **argument)
 
 
+def test_categorical_ids_are_what_their_categories_are():
+    users = pd.Series(["b", "a", "b"], dtype="category")
+    table = Interactions.from_frame(
+        pd.DataFrame({"user": users, "item": [1, 2, 3]}).astype({"item": "category"})
+    )
+    assert list(table.users) == ["a", "b"]
+    assert list(table.catalogue.ids) == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("users", "line"),
     [([1.0, 2.0], None), (["a", None], 2), (["a", 3], None), (["", "b"], 1), ([True, False], None)],

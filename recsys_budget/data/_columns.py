@@ -20,7 +20,15 @@ def pick(table: nw.DataFrame[Any], name: str) -> nw.Series[Any]:
 
 
 def id_strings(column: nw.Series[Any], name: str) -> NDArray[np.object_]:
-    """Ids as strings, each as written: "007" and "7" stay two ids, and "NA" is an id.
+    """Ids as strings, one a row; see :func:`id_codes`."""
+    codes, names = id_codes(column, name)
+    return names[codes]
+
+
+def id_codes(column: nw.Series[Any], name: str) -> tuple[NDArray[np.intp], NDArray[np.object_]]:
+    """Ids as positions in an array of distinct strings, each as written: "007" and "7" stay two ids.
+
+    "NA" is an id too.
 
     Args:
         column: Strings, integers, or a categorical of either.
@@ -30,14 +38,13 @@ def id_strings(column: nw.Series[Any], name: str) -> NDArray[np.object_]:
         DataError: An id is missing or empty, or the column holds floats or a mixture: converting those would
             merge ids that differ.
     """
-    values = column.to_pandas()
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
-    missing = values.isna().to_numpy()
-    if missing.any():
-        raise DataError(
-            "a missing id; fill or drop such rows first", line=int(missing.argmax()) + 1, column=name
-        )
+    rows = column.to_pandas()
+    if isinstance(rows.dtype, pd.CategoricalDtype):
+        rows = rows.astype(rows.cat.categories.dtype)
+    codes, values = pd.factorize(rows)  # checked once an id, not once a row
+    if (codes < 0).any():
+        row = int((codes < 0).argmax())
+        raise DataError("a missing id; fill or drop such rows first", line=row + 1, column=name)
     kind = pd.api.types.infer_dtype(values, skipna=False)
     if kind not in ("string", "integer") and len(values):
         raise DataError(
@@ -45,11 +52,11 @@ def id_strings(column: nw.Series[Any], name: str) -> NDArray[np.object_]:
             "convert the column yourself, or read the file with string ids",
             column=name,
         )
-    strings = np.asarray(values.astype(str), dtype=object)
-    empty = strings == ""
-    if empty.any():
-        raise DataError("an empty id", line=int(empty.argmax()) + 1, column=name)
-    return strings
+    strings = np.asarray(pd.Index(values).astype(str), dtype=object)
+    empty = np.flatnonzero(strings == "")
+    if len(empty):
+        raise DataError("an empty id", line=int((codes == empty[0]).argmax()) + 1, column=name)
+    return np.asarray(codes, np.intp), strings
 
 
 def text_strings(column: nw.Series[Any]) -> NDArray[np.object_]:

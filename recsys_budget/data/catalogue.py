@@ -46,10 +46,7 @@ class ItemCatalogue:
     def __post_init__(self) -> None:
         n = len(self.ids)
         if not self.ids.is_unique:
-            first = self.ids[self.ids.duplicated()][0]
-            raise DataError(
-                f"item id {first!r} is listed more than once; keep one row an item", column="item"
-            )
+            raise SpecificationError("catalogue ids repeat; keep one row an item")
         shapes = (len(self.titles), self.membership.shape[0], len(self.provider_codes))
         if shapes != (n, n, n) or self.membership.shape[1] != len(self.category_names):
             raise SpecificationError(f"catalogue columns disagree in length: {n} ids, {shapes} others")
@@ -89,6 +86,14 @@ class ItemCatalogue:
         """
         table = nw.from_native(frame, eager_only=True)
         ids = id_strings(pick(table, item), item)
+        again = pd.Index(ids).duplicated()
+        if again.any():
+            row = int(again.argmax())
+            raise DataError(
+                f"item id {ids[row]!r} is listed more than once; keep one row an item",
+                line=row + 1,
+                column=item,
+            )
 
         def optional(name: str | None, default: str) -> nw.Series[Any] | None:
             return (

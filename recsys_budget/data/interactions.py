@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.data._columns import epoch_seconds, finite_numbers, id_strings, pick
+from recsys_budget.data._columns import epoch_seconds, finite_numbers, id_codes, pick
 from recsys_budget.data.catalogue import ItemCatalogue
 from recsys_budget.errors import DataError, SpecificationError
 
@@ -91,8 +91,8 @@ class Interactions:
         if unknown_items not in ("error", "drop"):
             raise SpecificationError(f"unknown_items={unknown_items!r}; use 'error' or 'drop'")
         table = nw.from_native(frame, eager_only=True)
-        user_ids = id_strings(pick(table, user), user)
-        item_ids = id_strings(pick(table, item), item)
+        user_codes, user_ids = id_codes(pick(table, user), user)
+        item_codes, item_ids = id_codes(pick(table, item), item)
         ratings = timestamps = None
         if rating is not None and (rating in table.columns or rating != "rating"):
             ratings = finite_numbers(pick(table, rating), rating)
@@ -105,24 +105,24 @@ class Interactions:
         if catalogue is None:
             catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": _shortlex(item_ids)}))
             unaccounted = ("the item vocabulary was read from the interactions",)
-        items = catalogue.positions(item_ids)
+        items = catalogue.positions(item_ids)[item_codes]
         known = items >= 0
         if not known.all():
             if unknown_items == "error":
                 row = int(known.argmin())
                 raise DataError(
-                    f"item {item_ids[row]!r} is not in the catalogue ({(~known).sum()} such rows); add it, "
-                    "or pass unknown_items='drop'",
+                    f"item {item_ids[item_codes[row]]!r} is not in the catalogue ({(~known).sum()} such "
+                    "rows); add it, or pass unknown_items='drop'",
                     line=row + 1,
                     column=item,
                 )
-            user_ids, items = user_ids[known], items[known]
+            user_codes, items = user_codes[known], items[known]
             ratings = None if ratings is None else ratings[known]
             timestamps = None if timestamps is None else timestamps[known]
 
-        users = pd.Index(_shortlex(user_ids), dtype="str")
-        rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)
-        kept = _one_a_pair(rows, items, ratings, timestamps, duplicates, user, user_ids, item_ids)
+        users = pd.Index(_shortlex(user_ids[np.unique(user_codes)]), dtype="str")
+        rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)[user_codes]
+        kept = _one_a_pair(rows, items, ratings, timestamps, duplicates, user, users, catalogue.ids)
         rows = rows[kept]
         return cls(
             users=users,
@@ -234,8 +234,8 @@ def _one_a_pair(
     timestamps: NDArray[np.int64] | None,
     duplicates: Duplicates,
     column: str,
-    user_ids: NDArray[np.object_],
-    item_ids: NDArray[np.object_],
+    users: pd.Index[Any],
+    ids: pd.Index[Any],
 ) -> NDArray[np.intp]:
     """Positions of the rows to keep, in CSR order. Sorts so that the row to keep is the last of its pair."""
     arrival = np.arange(len(rows))
@@ -251,8 +251,8 @@ def _one_a_pair(
     if duplicates == "error" and again.any():
         row = int(order[1:][again].min())
         raise DataError(
-            f"user {user_ids[row]!r} and item {item_ids[row]!r} are paired twice; choose duplicates='last', "
-            "'first' or 'max'",
+            f"user {users[rows[row]]!r} and item {ids[items[row]]!r} are paired twice; choose "
+            "duplicates='last', 'first' or 'max'",
             line=row + 1,
             column=column,
         )
