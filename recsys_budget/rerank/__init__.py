@@ -1,0 +1,8 @@
+"""Slates that satisfy every hard rule, each answer with a certificate."""
+
+from recsys_budget.rerank.certificate import Certificate
+from recsys_budget.rerank.frames import top_k
+from recsys_budget.rerank.objective import EngagementDiversity
+from recsys_budget.rerank.reranker import Reranker, Slates
+
+__all__ = ["Certificate", "EngagementDiversity", "Reranker", "Slates", "top_k"]
