@@ -88,6 +88,16 @@ class Receipt:
             | {name: metadata.version(name) for name in _PACKAGES},
         )
 
+    @property
+    def guarantee(self) -> str:
+        """What everything in the ledger guarantees, in words; both figures are rounded up."""
+        if not self.private:
+            return "not private: repeatable noise was used"
+        delta = round_up(self.delta, 1 - math.floor(math.log10(self.delta)))
+        return (
+            f"epsilon {self.ledger_epsilon:.4f} at delta {delta:.1e} for each {self.unit} ({self.adjacency})"
+        )
+
     def to_json(self) -> str:
         """The receipt as indented JSON."""
         return json.dumps(asdict(self), indent=2)

@@ -1,0 +1,134 @@
+"""The demo's report: one HTML page with everything inline, readable without a network, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from recsys_budget import __version__
+from recsys_budget.data import ItemCatalogue
+from recsys_budget.frontier import Frontier
+
+if TYPE_CHECKING:
+    from recsys_budget.cli.demo import DemoResult
+
+_SHOWN_USERS = 3
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8881; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) { :root { --accent: #56b4e9; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 2px solid var(--accent); }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { border-bottom: 2px solid var(--line); }
+.new { background: var(--soft); font-weight: 600; } .note { opacity: .8; font-size: .9rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; background: #fff; border-radius: 6px; }
+.pair { display: flex; gap: 2rem; flex-wrap: wrap; } .pair > div { flex: 1 1 24rem; }
+code { background: var(--soft); padding: .1rem .3rem; }
+"""
+
+
+def write_report(result: DemoResult, path: Path) -> None:
+    """Write the page. Titles, ids and names come from data, so all of them are escaped."""
+    epsilon_curve, diversity_curve = result.frontiers
+    certificate, receipt = result.slates.certificate, result.receipt
+    rules = pd.DataFrame(
+        {
+            "rule": [rule.name for rule in result.rules],
+            "why": [rule.reason for rule in result.rules],
+            "largest violation (items)": [certificate.violations[rule.name] for rule in result.rules],
+        }
+    )
+    counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
+    mechanisms = pd.DataFrame(list(receipt.mechanisms)).fillna("")
+    sections = [
+        f"<h1>A recommender under a privacy cap: {escape(result.dataset)}</h1>",
+        f'<p class="note">{escape(counts)}. recsys-budget {escape(__version__)}.</p>',
+        _pairs_table(result.rows()),
+        "<h2>Privacy</h2>",
+        f"<p>Spent: {escape(receipt.guarantee)}. In words: adding or removing everything that one user did "
+        "changes the probability of anything this model could have become by a factor of at most "
+        "e<sup>epsilon</sup>, but for a chance of delta. The cap on epsilon was "
+        f"{receipt.cap:g}; training ended after {receipt.steps} steps ({escape(receipt.stop_reason)}).</p>",
+        _table(result.ledger_history.round({"epsilon": 4, "total": 4})),
+        "<p>What was released:</p>",
+        _table(mechanisms.round(4)),
+        f'<p class="note">Taken as public: {escape("; ".join(receipt.declared_public))}. The held-out users '
+        "are not in the training data; measuring accuracy on them spends nothing and is <strong>not "
+        "private</strong>.</p>",
+        _figure(epsilon_curve, "Recall@20 on held-out users against epsilon, along one private training run"),
+        _table(epsilon_curve.to_frame().round(4)),
+        _table(result.accuracy.round(4).reset_index(names="model")),
+        "<h2>Slates under hard rules</h2>",
+        f"<p>{len(result.slates):,} users got slates. Each rule was counted again in every slate after "
+        f"solving. The objective is within {certificate.gap:.3%} of a proven upper bound "
+        f"({certificate.objective:.4f} of at most {certificate.bound:.4f}); route "
+        f"{escape(certificate.route)}, {escape(certificate.solver)}. Each slate depends on the model, public "
+        "data and the served user's own history alone, so it costs no further privacy.</p>",
+        _table(rules),
+        _figure(diversity_curve, "Engagement against diversity of slates as the weight on diversity moves"),
+        _table(diversity_curve.to_frame().round(4)),
+        "<h2>Before and after</h2>",
+        "<p>Shaded items came in through the rules or the weight on diversity.</p>",
+        *(_before_after(result, user) for user in result.slates.frame["user"].unique()[:_SHOWN_USERS]),
+    ]
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>recsys-budget: {escape(result.dataset)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(sections)
+        + "\n</body></html>\n"
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return str(frame.to_html(index=False, escape=True, border=0, na_rep=""))
+
+
+def _pairs_table(rows: list[tuple[str, str]]) -> str:
+    body = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>' for a, b in rows)
+    return f"<table>{body}</table>"
+
+
+def _figure(frontier: Frontier, description: str) -> str:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    frontier.plot(ax=ax)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    source = base64.b64encode(picture.getvalue()).decode("ascii")
+    return (
+        f'<figure><img alt="{escape(description)}" src="data:image/svg+xml;base64,{source}">'
+        f"<figcaption>{escape(description)}</figcaption></figure>"
+    )
+
+
+def _before_after(result: DemoResult, user: str) -> str:
+    before = result.before.loc[result.before["user"] == user, "item"].tolist()
+    after = result.slates.frame.loc[result.slates.frame["user"] == user, "item"].tolist()
+    return (
+        f"<h3>User {escape(user)}</h3>"
+        f'<div class="pair"><div>{_slate("Before", before, after, result.catalogue)}</div>'
+        f"<div>{_slate('After', after, before, result.catalogue)}</div></div>"
+    )
+
+
+def _slate(heading: str, items: list[str], other: list[str], catalogue: ItemCatalogue) -> str:
+    shown = catalogue.take(catalogue.positions(items)).to_frame()
+    rows = "".join(
+        f"<tr{'' if item in other or heading == 'Before' else ' class=new'}><td>{rank}</td>"
+        f"<td>{escape(title)}</td><td>{escape(', '.join(categories))}</td></tr>"
+        for rank, item, title, categories in zip(
+            range(1, len(items) + 1), items, shown["title"], shown["categories"], strict=True
+        )
+    )
+    return f"<table><thead><tr><th>{heading}</th><th>title</th><th>categories</th></tr></thead>{rows}</table>"
