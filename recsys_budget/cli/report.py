@@ -46,7 +46,7 @@ def write_report(result: DemoResult, path: Path) -> None:
         }
     )
     counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
-    mechanisms = pd.DataFrame(list(receipt.mechanisms)).fillna("")
+    mechanisms = pd.DataFrame(list(receipt.mechanisms))
     sections = [
         f"<h1>A recommender under a privacy cap: {escape(result.dataset)}</h1>",
         f'<p class="note">{escape(counts)}. recsys-budget {escape(__version__)}.</p>',

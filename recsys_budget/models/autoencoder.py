@@ -196,6 +196,11 @@ class PrivateAutoencoder(Recommender):
                 f"declared_users, n_factors and steps must be at least 1; got {self.declared_users}, "
                 f"{self.n_factors} and {self.steps}"
             )
+        if not (self.max_grad_norm > 0 and self.learning_rate > 0):
+            raise SpecificationError(
+                f"max_grad_norm and learning_rate must be positive; got {self.max_grad_norm} and "
+                f"{self.learning_rate}"
+            )
         if not 0 < self.counts_share < 1:
             raise SpecificationError(
                 f"counts_share is {self.counts_share}; it must lie strictly between 0 and 1"

@@ -80,14 +80,14 @@ def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> fl
 def smallest_noise(
     mechanisms: Callable[[float], Sequence[Mechanism]], fits: Callable[[Sequence[Mechanism]], bool]
 ) -> float:
-    """Smallest noise multiplier at which the mechanisms fit, at most 0.1% too large and never too small.
+    """Smallest noise multiplier at which the mechanisms fit, at most 0.01% too large and never too small.
 
     Args:
         mechanisms: From a noise multiplier to what would be released with it.
         fits: Whether that may be released: monotone, true for enough noise (``ledger.fits``, say).
 
     Returns:
-        The noise multiplier, at least 0.1; infinity when not even 10,000 would do.
+        The noise multiplier, at least 0.3; infinity when not even 10,000 would do.
     """
     high = 1.0
     while not fits(mechanisms(high)):
@@ -95,10 +95,11 @@ def smallest_noise(
         if high > 1e4:
             return math.inf
     low = high / 2
-    # From above: a distribution with very little noise is the one thing that is slow to compute.
-    while low > 0.1 and fits(mechanisms(low)):
+    # From above and not to the end: a distribution with very little noise is slow to compute, and useless.
+    while low > 0.3 and fits(mechanisms(low)):
         low, high = low / 2, low
-    while high / low > 1.001:
+    low = max(low, 0.3)
+    while high / low > 1.0001:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(mechanisms(middle)) else (middle, high)
     return high

@@ -94,7 +94,7 @@ class PrivacyLedger:
         >>> ledger = PrivacyLedger(PrivacyBudget(epsilon=2.0, delta=1e-6))
         >>> reservation = ledger.reserve([GaussianMechanism(10.0)], purpose="popularity counts")
         >>> round(ledger.spent, 2)
-        0.41
+        0.4
     """
 
     def __init__(self, cap: PrivacyBudget) -> None:
