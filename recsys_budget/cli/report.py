@@ -13,6 +13,7 @@ import pandas as pd
 from recsys_budget import __version__
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.frontier import Frontier
+from recsys_budget.privacy import round_up
 
 if TYPE_CHECKING:
     from recsys_budget.cli.demo import DemoResult
@@ -46,7 +47,10 @@ def write_report(result: DemoResult, path: Path) -> None:
         }
     )
     counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
-    mechanisms = pd.DataFrame(list(receipt.mechanisms))
+    mechanisms = pd.DataFrame(list(receipt.mechanisms)).astype(object)
+    history = result.ledger_history[["purpose", "epsilon", "total", "settled"]].copy()
+    for column in ("epsilon", "total"):
+        history[column] = history[column].map(round_up)
     sections = [
         f"<h1>A recommender under a privacy cap: {escape(result.dataset)}</h1>",
         f'<p class="note">{escape(counts)}. recsys-budget {escape(__version__)}.</p>',
@@ -56,13 +60,18 @@ def write_report(result: DemoResult, path: Path) -> None:
         "changes the probability of anything this model could have become by a factor of at most "
         "e<sup>epsilon</sup>, but for a chance of delta. The cap on epsilon was "
         f"{receipt.cap:g}; training ended after {receipt.steps} steps ({escape(receipt.stop_reason)}).</p>",
-        _table(result.ledger_history.round({"epsilon": 4, "total": 4})),
+        _table(history),
         "<p>What was released:</p>",
-        _table(mechanisms.round(4)),
+        _table(mechanisms),
         f'<p class="note">Taken as public: {escape("; ".join(receipt.declared_public))}. The held-out users '
         "are not in the training data; measuring accuracy on them spends nothing and is <strong>not "
         "private</strong>.</p>",
-        _figure(epsilon_curve, "Recall@20 on held-out users against epsilon, along one private training run"),
+        _figure(
+            epsilon_curve,
+            "Recall@20 on held-out users against epsilon, along one private training run; dashed: without "
+            "privacy",
+            result.accuracy.drop(index="private")[epsilon_curve.y],
+        ),
         _table(epsilon_curve.to_frame().round(4)),
         _table(result.accuracy.round(4).reset_index(names="model")),
         "<h2>Slates under hard rules</h2>",
@@ -97,11 +106,16 @@ def _pairs_table(rows: list[tuple[str, str]]) -> str:
     return f"<table>{body}</table>"
 
 
-def _figure(frontier: Frontier, description: str) -> str:
+def _figure(frontier: Frontier, description: str, levels: pd.Series[float] | None = None) -> str:
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
     frontier.plot(ax=ax)
+    for name, level in ({} if levels is None else levels).items():
+        ax.axhline(level, color="#666666", linestyle="--", linewidth=1)
+        ax.annotate(
+            str(name), (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     plt.close(figure)

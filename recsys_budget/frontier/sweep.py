@@ -77,7 +77,7 @@ def diversity_frontier(
     candidates: Any,
     catalogue: ItemCatalogue,
     constraints: Sequence[Constraint],
-    weights: Iterable[float] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0),
+    weights: Iterable[float] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
     *,
     progress: bool = True,
 ) -> Frontier:

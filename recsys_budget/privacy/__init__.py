@@ -1,11 +1,17 @@
 """What may be spent: budget, mechanisms, accounting, ledger, noise, receipts."""
 
-from recsys_budget.privacy.accounting import epsilon, filter_epsilon, largest_steps, smallest_noise
+from recsys_budget.privacy.accounting import (
+    epsilon,
+    filter_epsilon,
+    largest_steps,
+    round_up,
+    smallest_noise,
+)
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
 from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from recsys_budget.privacy.receipt import Receipt, round_up
+from recsys_budget.privacy.receipt import Receipt
 
 __all__ = [
     "GaussianMechanism",

@@ -126,6 +126,12 @@ def largest_steps(
     return fitting
 
 
+def round_up(value: float, digits: int = 4) -> float:
+    """A privacy figure for display: never below the value."""
+    scale = 10.0**digits
+    return math.ceil(value * scale) / scale
+
+
 def _distribution(mechanism: Mechanism) -> Any:
     match mechanism:
         case GaussianMechanism(noise):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from recsys_budget.errors import BudgetExceededError, SpecificationError
-from recsys_budget.privacy.accounting import epsilon, filter_epsilon
+from recsys_budget.privacy.accounting import epsilon, filter_epsilon, round_up
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.mechanism import Mechanism, SampledGaussianMechanism
 
@@ -145,9 +145,9 @@ class PrivacyLedger:
             if not cost <= self._cap.epsilon:
                 remaining, alone = self.remaining, epsilon(request, self._cap.delta)
                 raise BudgetExceededError(
-                    f"{purpose!r} costs epsilon {alone:.4g} and would bring the total to {cost:.4g}, past "
-                    f"the cap of {self._cap.epsilon:g} (spent {self.spent:.4g}); nothing was spent. Ask for "
-                    "fewer steps or more noise",
+                    f"{purpose!r} costs epsilon {round_up(alone)} and would bring the total to "
+                    f"{round_up(cost)}, past the cap of {self._cap.epsilon:g} ({round_up(self.spent)} is spent "
+                    "already); nothing was spent. Ask for fewer steps or more noise",
                     requested=alone,
                     remaining=remaining,
                     cap=self._cap.epsilon,
@@ -173,7 +173,7 @@ class PrivacyLedger:
 
     def __repr__(self) -> str:
         return (
-            f"PrivacyLedger(epsilon spent {self.spent:.4g} of {self._cap.epsilon:g} "
+            f"PrivacyLedger(epsilon spent {round_up(self.spent)} of {self._cap.epsilon:g} "
             f"at delta {self._cap.delta:g}, {len(self._reservations)} reservations)"
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_budget._version import __version__
-from recsys_budget.privacy.accounting import epsilon
+from recsys_budget.privacy.accounting import epsilon, round_up
 from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
 from recsys_budget.privacy.mechanism import Mechanism
 
@@ -113,12 +113,6 @@ class Receipt:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the JSON to a file."""
         Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
-
-def round_up(value: float, digits: int = 4) -> float:
-    """A privacy figure for display: never below the value."""
-    scale = 10.0**digits
-    return math.ceil(value * scale) / scale
 
 
 def _describe(mechanism: Mechanism) -> dict[str, Any]:
