@@ -146,8 +146,8 @@ class PrivacyLedger:
                 remaining, alone = self.remaining, epsilon(request, self._cap.delta)
                 raise BudgetExceededError(
                     f"{purpose!r} costs epsilon {round_up(alone)} and would bring the total to "
-                    f"{round_up(cost)}, past the cap of {self._cap.epsilon:g} ({round_up(self.spent)} is spent "
-                    "already); nothing was spent. Ask for fewer steps or more noise",
+                    f"{round_up(cost)}, past the cap of {self._cap.epsilon:g}, with {round_up(self.spent)} spent "
+                    "before; nothing was spent. Ask for fewer steps or more noise",
                     requested=alone,
                     remaining=remaining,
                     cap=self._cap.epsilon,

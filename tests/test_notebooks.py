@@ -1,0 +1,173 @@
+"""Notebooks run from a clean kernel, and are stored as they ran: in order, with output, without errors."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+MOST_BYTES = 1_000_000
+
+# An absolute path of two or more parts, but neither a relative one nor a part of a URL; or a Windows home.
+LOCAL_PATH = re.compile(r"(?<![\w.:/<~])/[\w.-]+(?:/[\w.-]+)+|[A-Za-z]:\\+Users\\")
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """A copy of the notebook, run in a kernel of this interpreter that starts in this folder."""
+    client = NotebookClient(
+        copy.deepcopy(notebook),
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    return client.execute()
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def errors(notebook: NotebookNode) -> list[str]:
+    """Errors in the outputs of cells, and in those of Output widgets, which nbclient passes over."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    saved = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    for widget in saved.get("state", {}).values():
+        if widget["model_name"] == "OutputModel":
+            outputs += widget["state"].get("outputs", [])
+    return [f"{out['ename']}: {out['evalue']}" for out in outputs if out["output_type"] == "error"]
+
+
+def kinds(notebook: NotebookNode) -> list[set[str]]:
+    """What each code cell put out: the kinds of data, less warnings, which depend on installed versions."""
+    return [
+        {
+            kind
+            for output in cell.outputs
+            for kind in ([output["name"]] if output.output_type == "stream" else output.get("data", {}))
+        }
+        - {"stderr"}
+        for cell in code_cells(notebook)
+    ]
+
+
+def faults(notebook: NotebookNode) -> list[str]:
+    """What is wrong with a notebook as it is stored."""
+    found = errors(notebook)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    if counts != list(range(1, len(counts) + 1)):
+        found.append(f"cells ran in the order {counts}; restart the kernel and run all")
+    if not any(kinds(notebook)):
+        found.append("no cell has output; save the notebook with it")
+    text = nbformat.writes(notebook)
+    found += [f"local path {match[0]}" for match in LOCAL_PATH.finditer(readable(notebook))]
+    if len(text.encode()) > MOST_BYTES:
+        found.append(f"{len(text.encode())} bytes; draw fewer or smaller figures")
+    return found
+
+
+def readable(notebook: NotebookNode) -> str:
+    """All text of a notebook, without figures, which are letters and slashes when encoded."""
+    parts = [cell.source for cell in notebook.cells]
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            parts += [output.get("text", ""), *output.get("traceback", [])]
+            parts += [
+                str(data) for kind, data in output.get("data", {}).items() if not kind.startswith("image/")
+            ]
+    return "\n".join(parts)
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.slow
+@every_notebook
+def test_runs_and_gives_what_is_stored(path, tmp_path):
+    stored = nbformat.read(path, as_version=4)
+    fresh = execute(stored, tmp_path)
+    assert errors(fresh) == []
+    assert kinds(fresh) == kinds(stored)
+
+
+@every_notebook
+def test_stored_as_it_ran(path):
+    assert faults(nbformat.read(path, as_version=4)) == []
+
+
+def test_an_error_hidden_in_a_widget_is_found(tmp_path):
+    source = """
+import ipywidgets
+
+area = ipywidgets.Output()
+with area:
+    raise ValueError("nobody sees this")
+area
+"""
+    assert errors(execute(new_notebook(cells=[new_code_cell(source)]), tmp_path)) == [
+        "ValueError: nobody sees this"
+    ]
+
+
+def good() -> NotebookNode:
+    cells = [
+        new_code_cell("import recsys_budget", execution_count=1),
+        new_code_cell(
+            "print('data/bundled or ../data/bundled')",
+            execution_count=2,
+            outputs=[new_output("stream", text="https://example.org/a/b </td></tr> and/or 1/2/3\n")],
+        ),
+    ]
+    return new_notebook(cells=cells)
+
+
+def out_of_order(notebook: NotebookNode) -> None:
+    notebook.cells[1].execution_count = 3
+
+
+def never_run(notebook: NotebookNode) -> None:
+    for cell in notebook.cells:
+        cell.update(execution_count=None, outputs=[])
+
+
+def stripped(notebook: NotebookNode) -> None:
+    notebook.cells[1].outputs = []
+
+
+def failed(notebook: NotebookNode) -> None:
+    notebook.cells[1].outputs = [new_output("error", ename="ValueError", evalue="no", traceback=[])]
+
+
+def at_home(notebook: NotebookNode) -> None:
+    notebook.cells[1].outputs[0].text = "written to /home/somebody/out.json\n"
+
+
+def at_home_on_windows(notebook: NotebookNode) -> None:
+    notebook.cells[1].outputs[0].text = "written to C:\\Users\\somebody\\out.json\n"
+
+
+def too_large(notebook: NotebookNode) -> None:
+    notebook.cells[1].outputs = [new_output("display_data", {"image/png": "A" * MOST_BYTES})]
+
+
+def test_a_good_notebook_has_no_fault():
+    assert faults(good()) == []
+
+
+@pytest.mark.parametrize(
+    "spoil", [out_of_order, never_run, stripped, failed, at_home, at_home_on_windows, too_large]
+)
+def test_a_spoilt_notebook_has_one(spoil):
+    notebook = good()
+    spoil(notebook)
+    assert faults(notebook)
