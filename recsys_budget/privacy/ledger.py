@@ -143,13 +143,13 @@ class PrivacyLedger:
         with self._lock:
             cost = self._cost([*self._recorded(), request])
             if not cost <= self._cap.epsilon:
-                remaining, alone = self.remaining, epsilon(request, self._cap.delta)
+                alone, spent = epsilon(request, self._cap.delta), self.spent
                 raise BudgetExceededError(
-                    f"{purpose!r} costs epsilon {round_up(alone)} and would bring the total to "
-                    f"{round_up(cost)}, past the cap of {self._cap.epsilon:g}, with {round_up(self.spent)} spent "
-                    "before; nothing was spent. Ask for fewer steps or more noise",
+                    f"{purpose!r} costs epsilon {round_up(alone)} and would bring the total from "
+                    f"{round_up(spent)} to {round_up(cost)}, past the cap of {self._cap.epsilon:g}; nothing "
+                    "was spent. Ask for fewer steps or more noise",
                     requested=alone,
-                    remaining=remaining,
+                    remaining=self.remaining,
                     cap=self._cap.epsilon,
                 )
             reservation = Reservation(request, purpose)
