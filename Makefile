@@ -26,7 +26,9 @@ lab: $(VENV)/ready
 
 # Run the notebooks and keep their output.
 notebooks: $(VENV)/ready
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='{"kernelspec", "widgets", ("language_info", "name")}' \
+	  notebooks/*.ipynb
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

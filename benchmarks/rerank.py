@@ -99,7 +99,7 @@ def least_seconds(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 def row(weight: float, frame: pd.DataFrame, catalogue: ItemCatalogue, repeats: int) -> dict[str, Any]:
     objective = EngagementDiversity(weight)
     reranker = Reranker(objective, RULES)
-    ours, slates = least_seconds(lambda: reranker.rerank(frame, catalogue), repeats)
+    ours, slates = least_seconds(lambda: reranker.rerank(frame, catalogue, progress=False), repeats)
 
     def peer() -> list[tuple[Candidates, NDArray[np.intp]]]:
         table = CandidateTable.from_frame(frame, catalogue)

@@ -99,7 +99,7 @@ def test_a_second_fit_on_a_spent_ledger_is_refused_before_any_read(split, monkey
 
     monkeypatch.setattr(Interactions, "matrix", read)
     for again in (model, autoencoder(noise_multiplier=1.0), autoencoder(noise_multiplier=0.3)):
-        with pytest.raises(BudgetExceededError, match="nothing was spent"):
+        with pytest.raises(BudgetExceededError, match="Nothing was spent"):
             again.fit(split.train, ledger=ledger)
     assert ledger.spent == before
 

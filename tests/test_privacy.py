@@ -161,7 +161,7 @@ def test_unknown_mechanisms_fail_closed():
 
 def test_ledger_refuses_and_records_nothing():
     ledger = PrivacyLedger(BUDGET)
-    with pytest.raises(BudgetExceededError, match="nothing was spent") as caught:
+    with pytest.raises(BudgetExceededError, match="Nothing was spent") as caught:
         ledger.reserve([GaussianMechanism(0.5)], purpose="too much")
     error = caught.value
     assert isinstance(error, BudgetError)

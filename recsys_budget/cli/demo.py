@@ -155,7 +155,9 @@ def run_demo(
     served = fold_in.take_users(np.arange(min(RERANKED_USERS, n_test)))
     candidates = model.recommend(served, CANDIDATES)
     rules = hard_rules(train.catalogue)
-    slates = Reranker(EngagementDiversity(DIVERSITY_WEIGHT), rules).rerank(candidates, train.catalogue)
+    slates = Reranker(EngagementDiversity(DIVERSITY_WEIGHT), rules).rerank(
+        candidates, train.catalogue, progress=progress
+    )
     before = top_k(candidates, train.catalogue, SLATE)
 
     stage("sweep the frontiers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -192,10 +193,10 @@ class Interactions:
             unaccounted=self.unaccounted + (() if unaccounted is None else (unaccounted,)),
         )
 
-    def take_users(self, positions: NDArray[np.integer]) -> Interactions:
-        """The users at these positions, in ascending order whatever order is given."""
+    def take_users(self, positions: Sequence[int] | NDArray[np.integer]) -> Interactions:
+        """The users at these positions in ``users``, in ascending order whatever order is given."""
         chosen = np.zeros(self.n_users, bool)
-        chosen[positions] = True
+        chosen[np.asarray(positions, np.intp)] = True
         kept = self.where(np.repeat(chosen, np.diff(self.indptr)))
         return Interactions(
             users=self.users[chosen],

@@ -100,6 +100,7 @@ class Frontier:
         ax.set_xlabel(self.x.replace("_", " "))
         ax.set_ylabel(self.y.replace("_", " "))
         ax.grid(alpha=0.3)
+        ax.margins(x=0.08)
         if self.note:
             ax.set_title(self.note, fontsize=8, loc="left", wrap=True, parse_math=False)
         return ax

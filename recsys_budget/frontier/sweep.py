@@ -99,9 +99,8 @@ def diversity_frontier(
     """
     rows = []
     for weight in tqdm(list(weights), desc="diversity weights", disable=not progress):
-        certificate = (
-            Reranker(EngagementDiversity(weight), constraints).rerank(candidates, catalogue).certificate
-        )
+        reranker = Reranker(EngagementDiversity(weight), constraints)
+        certificate = reranker.rerank(candidates, catalogue, progress=False).certificate
         rows.append(
             {
                 "weight": weight,

@@ -11,7 +11,10 @@ import pandas as pd
 from recsys_budget.errors import BudgetExceededError, SpecificationError
 from recsys_budget.privacy.accounting import epsilon, filter_epsilon, round_up
 from recsys_budget.privacy.budget import PrivacyBudget
-from recsys_budget.privacy.mechanism import Mechanism, SampledGaussianMechanism
+from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
+
+# About the least that anyone would ask for: where not even this fits, nothing does.
+_LEAST = GaussianMechanism(1e4)
 
 
 @dataclass
@@ -141,13 +144,19 @@ class PrivacyLedger:
         if not request:
             raise SpecificationError("an empty reservation; name the mechanisms that are about to run")
         with self._lock:
-            cost = self._cost([*self._recorded(), request])
+            recorded = self._recorded()
+            cost = self._cost([*recorded, request])
             if not cost <= self._cap.epsilon:
                 alone, spent = epsilon(request, self._cap.delta), self.spent
+                looser = ", by the looser rule for choices made after seeing results" if recorded else ""
+                if self._cost([*recorded, (_LEAST,)]) > self._cap.epsilon:
+                    advice = "Nothing more fits under this cap"
+                else:
+                    advice = "Ask for fewer steps or more noise"
                 raise BudgetExceededError(
-                    f"{purpose!r} costs epsilon {round_up(alone)} and would bring the total from "
-                    f"{round_up(spent)} to {round_up(cost)}, past the cap of {self._cap.epsilon:g}; nothing "
-                    "was spent. Ask for fewer steps or more noise",
+                    f"{purpose!r} does not fit under the cap: epsilon {round_up(spent)} of "
+                    f"{self._cap.epsilon:g} is spent, and with this request everything together would cost "
+                    f"{round_up(cost)}{looser}. Nothing was spent now. {advice}",
                     requested=alone,
                     remaining=self.remaining,
                     cap=self._cap.epsilon,
@@ -174,7 +183,7 @@ class PrivacyLedger:
     def __repr__(self) -> str:
         return (
             f"PrivacyLedger(epsilon spent {round_up(self.spent)} of {self._cap.epsilon:g} "
-            f"at delta {self._cap.delta:g}, {len(self._reservations)} reservations)"
+            f"at delta {self._cap.delta:g}, reservations: {len(self._reservations)})"
         )
 
     def _recorded(self) -> list[tuple[Mechanism, ...]]:

@@ -22,6 +22,9 @@ class GaussianMechanism:
     def __post_init__(self) -> None:
         _check_noise(self.noise_multiplier)
 
+    def __str__(self) -> str:
+        return f"Gaussian, noise {self.noise_multiplier:.4g}"
+
 
 @dataclass(frozen=True)
 class SampledGaussianMechanism:
@@ -45,6 +48,12 @@ class SampledGaussianMechanism:
             raise SpecificationError(f"sample_rate is {self.sample_rate}; it must lie in (0, 1]")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise SpecificationError(f"steps is {self.steps!r}; it must be a whole number of at least 1")
+
+    def __str__(self) -> str:
+        return (
+            f"Poisson-sampled Gaussian, noise {self.noise_multiplier:.4g}, rate {self.sample_rate:.4g}, "
+            f"{self.steps} steps"
+        )
 
 
 Mechanism = GaussianMechanism | SampledGaussianMechanism

@@ -20,7 +20,7 @@ from recsys_budget.privacy.mechanism import Mechanism
 _PACKAGES = ("numpy", "scipy", "torch", "opacus", "dp-accounting")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Receipt:
     """A fitted model's account of itself, written when its training ends.
 
@@ -97,6 +97,9 @@ class Receipt:
         return (
             f"epsilon {self.ledger_epsilon:.4f} at delta {delta:.1e} for each {self.unit} ({self.adjacency})"
         )
+
+    def __repr__(self) -> str:
+        return f"Receipt({self.model}: {self.guarantee}; {self.steps} steps, {self.stop_reason})"
 
     def to_json(self) -> str:
         """The receipt as indented JSON."""

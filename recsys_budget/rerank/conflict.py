@@ -45,10 +45,12 @@ def minimal_conflict(
 
 def infeasible(conflict: Sequence[Constraint], candidates: Candidates) -> InfeasibleError:
     """The error that names the conflicting constraints and what the candidates offer for each."""
-    named = "; ".join(f"{c.name!r} ({c.explain(candidates)})" for c in conflict)
+    named = "; ".join(repr(c.name) + (f" (asked because: {c.reason})" if c.reason else "") for c in conflict)
+    offered = "; ".join(dict.fromkeys(c.explain(candidates) for c in conflict))
     what = "no slate satisfies" if len(conflict) == 1 else "no slate satisfies together"
     return InfeasibleError(
-        f"user {candidates.user!r}: {what} {named}. Relax one of these constraints, or pass more candidates",
+        f"user {candidates.user!r}: {what} {named}. Of what there is: {offered}. Relax one of these "
+        "constraints, or pass candidates that offer more",
         user=candidates.user,
         conflict=[c.name for c in conflict],
     )

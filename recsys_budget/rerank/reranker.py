@@ -105,7 +105,7 @@ class Reranker:
         """Items a slate."""
         return next(c.k for c in self.constraints if isinstance(c, SlateSize))
 
-    def rerank(self, candidates: Any, catalogue: ItemCatalogue, *, progress: bool = False) -> Slates:
+    def rerank(self, candidates: Any, catalogue: ItemCatalogue, *, progress: bool = True) -> Slates:
         """The best slate of every user.
 
         Args:
