@@ -139,6 +139,29 @@ def test_arrays_are_read_only():
             array[0] = 0
 
 
+@pytest.mark.parametrize(
+    ("indptr", "indices"),
+    [
+        ([0, 2, 3], [0, 0, 1]),
+        ([0, 2, 3], [1, 0, 1]),
+        ([0, 2, 3], [0, 5, 1]),
+        ([0, 2, 3], [-1, 0, 1]),
+        ([0, 3, 2], [0, 1, 1]),
+        ([1, 2, 3], [0, 1, 1]),
+        ([0, 2], [0, 1, 1]),
+        ([0, 2, 4], [0, 1, 1]),
+    ],
+    ids=["repeated", "unsorted", "beyond", "negative", "backwards", "late start", "too few", "too long"],
+)
+def test_arrays_that_are_no_table_are_refused(indptr, indices):
+    catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": ["x", "y"]}))
+    users = pd.Index(["a", "b"], dtype="str")
+    good = Interactions(users, catalogue, np.array([0, 2, 3]), np.array([0, 1, 1], np.int32))
+    assert len(good) == 3
+    with pytest.raises(SpecificationError, match="no table"):
+        Interactions(users, catalogue, np.array(indptr), np.array(indices, np.int32))
+
+
 def test_positives_drop_ratings_and_keep_users():
     positive = Interactions.from_frame(pd.DataFrame(EVENTS)).positives(2.5)
     assert positive.ratings is None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
+import pickle
 import threading
 
 import numpy as np
@@ -232,6 +234,20 @@ def test_reservation_grants_each_release_once():
     reservation.commit()
     with pytest.raises(SpecificationError, match="settled"):
         reservation.use(training)
+
+
+def test_permission_cannot_be_copied_or_widened():
+    ledger = PrivacyLedger(BUDGET)
+    reservation = ledger.reserve([GaussianMechanism(5.0)], purpose="once")
+    for thing in (ledger, reservation):
+        with pytest.raises(TypeError):
+            copy.deepcopy(thing)
+        with pytest.raises(TypeError):
+            pickle.dumps(thing)
+    with pytest.raises(AttributeError):
+        reservation.mechanisms = (GaussianMechanism(1.0),)
+    with pytest.raises(AttributeError):
+        ledger.cap = PrivacyBudget(100.0, 1e-5)
 
 
 def test_threads_cannot_overspend_together():

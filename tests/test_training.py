@@ -176,6 +176,76 @@ def test_layers_not_known_to_be_right_are_refused(make):
         )
 
 
+class Looped(nn.Linear):
+    def forward(self, rows):
+        return super().forward(rows).cumsum(0)
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(ITEMS, ITEMS), nn.Parameter(torch.ones(ITEMS))
+
+    def forward(self, rows):
+        return self.layer(rows) * self.scale
+
+
+@pytest.mark.parametrize("make", [lambda: Looped(ITEMS, ITEMS), Bare])
+def test_subclasses_and_bare_parameters_are_refused(make):
+    with pytest.raises(SpecificationError, match="per-user gradients"):
+        clipped_sum(make, squared, rows_of(3))
+
+
+class Sidestep(nn.Module):
+    """Uses the weights of a layer without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(ITEMS, ITEMS)
+
+    def forward(self, rows):
+        return nn.functional.linear(rows, self.layer.weight)
+
+
+class Flattened(nn.Module):
+    """Turns a user into several rows of the layer's batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, rows):
+        return self.layer(rows.reshape(-1, 1)).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("make", [Sidestep, Flattened])
+def test_layers_that_do_not_see_one_row_a_user_are_refused(make):
+    with pytest.raises(SpecificationError, match="one row a user"):
+        clipped_sum(make, squared, rows_of(3))
+
+
+def test_losses_must_be_one_a_user():
+    with pytest.raises(SpecificationError, match=r"shape \(3,\), but have \(\)"):
+        clipped_sum(linear, lambda outputs, rows: ((outputs - rows) ** 2).mean(), rows_of(3))
+
+
+def test_training_leaves_the_number_of_threads_as_it_was():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        mechanism = SampledGaussianMechanism(5.0, 0.5, 2)
+        seen = []
+        run(
+            reserve(mechanism),
+            mechanism,
+            losses=lambda o, r: seen.append(torch.get_num_threads()) or squared(o, r),
+        )
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_layer_used_twice_is_refused():
     class Twice(nn.Module):
         def __init__(self):

@@ -48,6 +48,26 @@ class Interactions:
     unaccounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # Sensitivities rest on one row a pair, so that is checked however the table was made.
+        lengths = np.diff(self.indptr)
+        same_user = np.ones(max(len(self.indices) - 1, 0), bool)
+        starts = self.indptr[1:-1]
+        same_user[starts[(starts > 0) & (starts < len(self.indices))] - 1] = False
+        sound = (
+            len(self.indptr) == len(self.users) + 1
+            and self.indptr[0] == 0
+            and self.indptr[-1] == len(self.indices)
+            and bool((lengths >= 0).all())
+            and bool(((self.indices >= 0) & (self.indices < len(self.catalogue))).all())
+            and bool((np.diff(self.indices) > 0)[same_user].all())
+            and all(a is None or len(a) == len(self.indices) for a in (self.ratings, self.timestamps))
+            and self.users.is_unique
+        )
+        if not sound:
+            raise SpecificationError(
+                "these arrays are no table of interactions: rows need items of the catalogue in strictly "
+                "ascending order within each user; use Interactions.from_frame"
+            )
         for array in (self.indptr, self.indices, self.ratings, self.timestamps):
             if array is not None:
                 array.setflags(write=False)

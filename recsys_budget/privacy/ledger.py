@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -17,23 +16,36 @@ from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, Sample
 _LEAST = GaussianMechanism(1e4)
 
 
-@dataclass
 class Reservation:
     """Permission, already paid for, to run the reserved mechanisms once.
 
     Made by :meth:`PrivacyLedger.reserve`. Whatever becomes of it, its whole cost stays spent.
-
-    Attributes:
-        mechanisms: What may be run.
-        purpose: What for, in words.
-        settled: Whether :meth:`commit` was called.
     """
 
-    mechanisms: tuple[Mechanism, ...]
-    purpose: str
-    settled: bool = False
-    _used: dict[int, int] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    def __init__(self, mechanisms: tuple[Mechanism, ...], purpose: str) -> None:
+        self._mechanisms, self._purpose = mechanisms, purpose
+        self._settled = False
+        self._used = [0] * len(mechanisms)
+        self._lock = threading.Lock()
+
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """What may be run."""
+        return self._mechanisms
+
+    @property
+    def purpose(self) -> str:
+        """What for, in words."""
+        return self._purpose
+
+    @property
+    def settled(self) -> bool:
+        """Whether :meth:`commit` was called."""
+        return self._settled
+
+    def __repr__(self) -> str:
+        state = "settled" if self._settled else "open"
+        return f"Reservation({self._purpose!r}, {state}: {'; '.join(map(str, self._mechanisms))})"
 
     def use(self, mechanism: Mechanism) -> None:
         """Take one release of a reserved mechanism: call this right before each read of private data.
@@ -45,33 +57,31 @@ class Reservation:
             BudgetExceededError: Every reserved release of it was used already.
         """
         with self._lock:
-            if self.settled:
-                raise SpecificationError(f"the reservation for {self.purpose!r} is settled; reserve again")
-            places = [i for i, reserved in enumerate(self.mechanisms) if reserved == mechanism]
+            if self._settled:
+                raise SpecificationError(f"the reservation for {self._purpose!r} is settled; reserve again")
+            places = [i for i, reserved in enumerate(self._mechanisms) if reserved == mechanism]
             if not places:
-                raise SpecificationError(f"{mechanism} was not reserved; reserved: {self.mechanisms}")
+                raise SpecificationError(f"{mechanism} was not reserved; reserved is {self!r}")
             for place in places:
-                if self._used.get(place, 0) < _releases(mechanism):
-                    self._used[place] = self._used.get(place, 0) + 1
+                if self._used[place] < _releases(mechanism):
+                    self._used[place] += 1
                     return
+            granted = len(places) * _releases(mechanism)
             raise BudgetExceededError(
-                f"all {len(places) * _releases(mechanism)} reserved releases of {mechanism} were used; "
-                "reserve more before reading more",
+                f"all {granted} reserved releases of {mechanism} were used; reserve before reading more",
                 requested=1,
                 remaining=0,
-                cap=len(places) * _releases(mechanism),
+                cap=granted,
             )
 
     def used(self, mechanism: Mechanism) -> int:
         """How many releases of this mechanism were taken."""
-        return sum(
-            self._used.get(i, 0) for i, reserved in enumerate(self.mechanisms) if reserved == mechanism
-        )
+        return sum(used for used, m in zip(self._used, self._mechanisms, strict=True) if m == mechanism)
 
     def commit(self) -> None:
         """Settle: no release can be taken from this reservation any more."""
         with self._lock:
-            self.settled = True
+            self._settled = True
 
 
 class PrivacyLedger:

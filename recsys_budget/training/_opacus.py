@@ -25,7 +25,7 @@ with extra("train"):
 
 # Layers whose per-user gradient norm Opacus computes exactly when a sample is one row. Each was checked
 # against a backward pass per user (tests/test_training.py).
-_ALLOWED = (nn.Linear, nn.Dropout, nn.Tanh, nn.ReLU, nn.Identity)
+_ALLOWED = (nn.Linear, nn.Tanh, nn.ReLU, nn.Identity)
 
 
 class PrivateStep:
@@ -57,11 +57,18 @@ class PrivateStep:
         expected_batch_size: float,
         noise: NoiseSource,
     ) -> None:
+        owned = {id(p) for layer in module.modules() if type(layer) in _ALLOWED for p in layer.parameters()}
         for name, layer in module.named_modules():
-            if not list(layer.children()) and not isinstance(layer, _ALLOWED):
+            # The exact type: a subclass may use its weights in another way.
+            if not list(layer.children()) and type(layer) not in _ALLOWED:
                 raise SpecificationError(
                     f"layer {name!r} is a {type(layer).__name__}, whose per-user gradients are not known to "
                     f"be right; use {', '.join(allowed.__name__ for allowed in _ALLOWED)}"
+                )
+        for name, parameter in module.named_parameters():
+            if id(parameter) not in owned:
+                raise SpecificationError(
+                    f"parameter {name!r} belongs to no layer with known per-user gradients"
                 )
         self._wrapped = GradSampleModuleFastGradientClipping(
             module, loss_reduction="sum", max_grad_norm=max_grad_norm, use_ghost_clipping=True
@@ -103,8 +110,18 @@ class PrivateStep:
             p.grad = torch.zeros_like(p)
         if len(rows) == 0:
             return
+        for p in parameters:
+            p._norm_sample = None  # so that no norm of an earlier batch can stand in for one of this
         per_user = losses(self._wrapped(rows), rows)
+        if per_user.shape != (len(rows),):
+            raise SpecificationError(
+                f"losses must be one a user, shape ({len(rows)},), but have {tuple(per_user.shape)}"
+            )
         per_user.sum().backward(retain_graph=True)
+        if any(p._norm_sample is None or len(p._norm_sample) != len(rows) for p in parameters):
+            raise SpecificationError(
+                "some layer did not see one row a user, so that its per-user gradients are not known"
+            )
         norms = self._wrapped.get_norm_sample()
         # A user whose gradient is not finite contributes nothing: zero weights alone would leave NaN behind.
         usable = torch.isfinite(norms)
