@@ -4,93 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from recsys_budget.cli.report import write_report
+from recsys_budget.cli.report import DemoResult, write_report
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Constraint, SlateSize
 from recsys_budget.data import DATASETS, Interactions, ItemCatalogue, hold_out_users, k_core, load_dataset
 from recsys_budget.errors import SpecificationError
-from recsys_budget.frontier import Frontier, diversity_frontier, epsilon_frontier
+from recsys_budget.frontier import diversity_frontier, epsilon_frontier
 from recsys_budget.metrics import intra_list_diversity, ranking_metrics
 from recsys_budget.models import EASE, Popularity, PrivateAutoencoder, Recommender
-from recsys_budget.privacy import PrivacyBudget, PrivacyLedger, Receipt
-from recsys_budget.rerank import EngagementDiversity, Reranker, Slates, top_k
+from recsys_budget.privacy import PrivacyBudget, PrivacyLedger
+from recsys_budget.rerank import EngagementDiversity, Reranker, top_k
 
 POSITIVE, FEWEST_POSITIVES = 4.0, 5
 MOST_TEST_USERS, SPLIT_SEED = 2000, 2026
 CANDIDATES, SLATE, DIVERSITY_WEIGHT = 200, 10, 0.3
 RERANKED_USERS, SWEPT_USERS = 500, 100
 METRICS = ("recall@20", "ndcg@100")
-
-
-@dataclass(frozen=True, eq=False)
-class DemoResult:
-    """What the demo found.
-
-    Attributes:
-        dataset: Its name.
-        receipt: What the private model cost.
-        accuracy: Recall@20 and NDCG@100 of each model, on held-out users; **not private**.
-        slates: Re-ranked slates with their certificate.
-        catalogue: The items, for their titles.
-        rules: The hard rules.
-        before: Slates of the same users without rules.
-        diversity_before: Mean intra-list diversity of those.
-        frontiers: Epsilon against accuracy, and diversity against engagement.
-        ledger_history: Every reservation.
-        counts: Sizes of what was read.
-        seconds: Wall-clock time of the whole job.
-        peak_mb: Peak resident memory of the process, in MB; None where the system does not tell (Windows).
-    """
-
-    dataset: str
-    receipt: Receipt
-    accuracy: pd.DataFrame
-    slates: Slates
-    catalogue: ItemCatalogue
-    rules: tuple[Constraint, ...]
-    before: pd.DataFrame
-    diversity_before: float
-    frontiers: tuple[Frontier, Frontier]
-    ledger_history: pd.DataFrame
-    counts: dict[str, int]
-    seconds: float
-    peak_mb: float | None
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The closing table: what, and the figure as text."""
-        certificate, receipt = self.slates.certificate, self.receipt
-        accuracy = [
-            (f"{metric} {model}", f"{value:.3f}")
-            for metric in self.accuracy
-            for model, value in self.accuracy[metric].items()
-        ]
-        return [
-            ("epsilon cap", f"{receipt.cap:g}"),
-            ("spent", receipt.guarantee),
-            ("steps run", f"{receipt.steps} ({receipt.stop_reason})"),
-            *accuracy,
-            ("engagement before -> after", f"1.000 -> {certificate.engagement:.3f}"),
-            ("diversity before -> after", f"{self.diversity_before:.3f} -> {certificate.diversity:.3f}"),
-            ("hard-rule violations", f"{max(certificate.violations.values()):g} (largest, in items)"),
-            ("certified gap", f"{certificate.gap:.3%}"),
-            ("time", f"{self.seconds:.1f} s"),
-            *([] if self.peak_mb is None else [("peak memory", f"{self.peak_mb:.0f} MB")]),
-        ]
-
-    def summary(self) -> str:
-        """The closing table as text."""
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        title = (
-            f"{self.dataset}: {self.counts['training users']} training users, {self.counts['items']} items"
-        )
-        return "\n".join([title, "-" * len(title), *(f"{name:<{width}}  {figure}" for name, figure in rows)])
 
 
 def run_demo(

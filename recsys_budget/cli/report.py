@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from recsys_budget import __version__
+from recsys_budget.constraints import Constraint
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.frontier import Frontier
-from recsys_budget.privacy import round_up
-
-if TYPE_CHECKING:
-    from recsys_budget.cli.demo import DemoResult
+from recsys_budget.privacy import Receipt, round_up
+from recsys_budget.rerank import Slates
 
 _SHOWN_USERS = 3
 
@@ -33,6 +32,71 @@ figure { margin: 1rem 0; } img { max-width: 100%; background: #fff; border-radiu
 .pair { display: flex; gap: 2rem; flex-wrap: wrap; } .pair > div { flex: 1 1 24rem; }
 code { background: var(--soft); padding: .1rem .3rem; }
 """
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        dataset: Its name.
+        receipt: What the private model cost.
+        accuracy: Recall@20 and NDCG@100 of each model, on held-out users; **not private**.
+        slates: Re-ranked slates with their certificate.
+        catalogue: The items, for their titles.
+        rules: The hard rules.
+        before: Slates of the same users without rules.
+        diversity_before: Mean intra-list diversity of those.
+        frontiers: Epsilon against accuracy, and diversity against engagement.
+        ledger_history: Every reservation.
+        counts: Sizes of what was read.
+        seconds: Wall-clock time of the whole job.
+        peak_mb: Peak resident memory of the process, in MB; None where the system does not tell (Windows).
+    """
+
+    dataset: str
+    receipt: Receipt
+    accuracy: pd.DataFrame
+    slates: Slates
+    catalogue: ItemCatalogue
+    rules: tuple[Constraint, ...]
+    before: pd.DataFrame
+    diversity_before: float
+    frontiers: tuple[Frontier, Frontier]
+    ledger_history: pd.DataFrame
+    counts: dict[str, int]
+    seconds: float
+    peak_mb: float | None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The closing table: what, and the figure as text."""
+        certificate, receipt = self.slates.certificate, self.receipt
+        accuracy = [
+            (f"{metric} {model}", f"{value:.3f}")
+            for metric in self.accuracy
+            for model, value in self.accuracy[metric].items()
+        ]
+        return [
+            ("epsilon cap", f"{receipt.cap:g}"),
+            ("spent", receipt.guarantee),
+            ("steps run", f"{receipt.steps} ({receipt.stop_reason})"),
+            *accuracy,
+            ("engagement before -> after", f"1.000 -> {certificate.engagement:.3f}"),
+            ("diversity before -> after", f"{self.diversity_before:.3f} -> {certificate.diversity:.3f}"),
+            ("hard-rule violations", f"{max(certificate.violations.values()):g} (largest, in items)"),
+            ("certified gap", f"{certificate.gap:.3%}"),
+            ("time", f"{self.seconds:.1f} s"),
+            *([] if self.peak_mb is None else [("peak memory", f"{self.peak_mb:.0f} MB")]),
+        ]
+
+    def summary(self) -> str:
+        """The closing table as text."""
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        title = (
+            f"{self.dataset}: {self.counts['training users']} training users, {self.counts['items']} items"
+        )
+        return "\n".join([title, "-" * len(title), *(f"{name:<{width}}  {figure}" for name, figure in rows)])
 
 
 def write_report(result: DemoResult, path: Path) -> None:
