@@ -71,7 +71,9 @@ def test_private_beats_popularity_where_there_is_taste_and_budget(split):
         split.train, ledger=PrivacyLedger(PrivacyBudget(20.0, 1e-5))
     )
     ease, popularity = EASE(50.0).fit(split.train), Popularity().fit(split.train)
-    assert recall(ease, split) > recall(model, split) > recall(popularity, split)
+    # 0.58 to 0.62 in eight runs, against 0.40 for popularity and 0.59 for EASE.
+    assert recall(model, split) > 1.2 * recall(popularity, split)
+    assert recall(ease, split) > 1.2 * recall(popularity, split)
 
 
 def test_with_given_noise_training_stops_before_the_step_that_would_pass_the_cap(split):
