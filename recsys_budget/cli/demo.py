@@ -55,53 +55,52 @@ def run_demo(
     declared = DATASETS[name].n_users
     declared -= min(declared // 5, MOST_TEST_USERS)
     budget = PrivacyBudget(epsilon, 1 / (10 * declared))
-    stages = tqdm(total=5, desc="read", disable=not progress)
+    with tqdm(total=5, desc="read", disable=not progress) as stages:
 
-    def stage(text: str) -> None:
-        stages.update()
-        stages.set_description(text)
+        def stage(text: str) -> None:
+            stages.update()
+            stages.set_description(text)
 
-    interactions = load_dataset(name, data_home=data_home)
-    if interactions.ratings is not None:
-        interactions = interactions.positives(POSITIVE)
-    interactions = k_core(interactions, per_user=FEWEST_POSITIVES)
-    n_test = min(interactions.n_users // 5, MOST_TEST_USERS)
-    train, fold_in, held_out = hold_out_users(interactions, n_test, rng=SPLIT_SEED)
+        interactions = load_dataset(name, data_home=data_home)
+        if interactions.ratings is not None:
+            interactions = interactions.positives(POSITIVE)
+        interactions = k_core(interactions, per_user=FEWEST_POSITIVES)
+        n_test = min(interactions.n_users // 5, MOST_TEST_USERS)
+        train, fold_in, held_out = hold_out_users(interactions, n_test, rng=SPLIT_SEED)
 
-    stage("train under the cap")
-    ledger = PrivacyLedger(budget)
-    path = [e for e in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if e < epsilon] + [epsilon]
-    model = PrivateAutoencoder(declared_users=declared, epsilon_path=path, progress=progress)
-    model.fit(train, ledger=ledger)
+        stage("train under the cap")
+        ledger = PrivacyLedger(budget)
+        path = [e for e in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if e < epsilon] + [epsilon]
+        model = PrivateAutoencoder(declared_users=declared, epsilon_path=path, progress=progress)
+        model.fit(train, ledger=ledger)
 
-    stage("measure accuracy (not private)")
-    accuracy = _accuracy(
-        {
-            "private": model,
-            "popularity (not private)": Popularity().fit(train),
-            "EASE (not private)": EASE().fit(train),
-        },
-        fold_in,
-        held_out,
-    )
+        stage("measure accuracy (not private)")
+        accuracy = _accuracy(
+            {
+                "private": model,
+                "popularity (not private)": Popularity().fit(train),
+                "EASE (not private)": EASE().fit(train),
+            },
+            fold_in,
+            held_out,
+        )
 
-    stage("re-rank under hard rules")
-    served = fold_in.take_users(np.arange(min(RERANKED_USERS, n_test)))
-    candidates = model.recommend(served, CANDIDATES)
-    rules = hard_rules(train.catalogue)
-    slates = Reranker(EngagementDiversity(DIVERSITY_WEIGHT), rules).rerank(
-        candidates, train.catalogue, progress=progress
-    )
-    before = top_k(candidates, train.catalogue, SLATE)
+        stage("re-rank under hard rules")
+        served = fold_in.take_users(range(min(RERANKED_USERS, n_test)))
+        candidates = model.recommend(served, CANDIDATES)
+        rules = hard_rules(train.catalogue)
+        slates = Reranker(EngagementDiversity(DIVERSITY_WEIGHT), rules).rerank(
+            candidates, train.catalogue, progress=progress
+        )
+        before = top_k(candidates, train.catalogue, SLATE)
 
-    stage("sweep the frontiers")
-    few = candidates[candidates["user"].isin(served.users[:SWEPT_USERS])]
-    frontiers = (
-        epsilon_frontier(model, fold_in, held_out, metric=METRICS[0]),
-        diversity_frontier(few, train.catalogue, rules, progress=progress),
-    )
-    stage("done")
-    stages.close()
+        stage("sweep the frontiers")
+        few = candidates[candidates["user"].isin(served.users[:SWEPT_USERS])]
+        frontiers = (
+            epsilon_frontier(model, fold_in, held_out, metric=METRICS[0]),
+            diversity_frontier(few, train.catalogue, rules, progress=progress),
+        )
+        stage("done")
 
     result = DemoResult(
         dataset=name,
