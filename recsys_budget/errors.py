@@ -69,14 +69,18 @@ class BudgetExceededError(BudgetError):
     """A reservation would take the total past the cap; nothing was spent.
 
     Attributes:
-        requested: Epsilon that everything recorded and this request together would cost.
-        remaining: Epsilon left under the cap before the request.
+        requested: Epsilon that the request would cost alone.
+        remaining: Epsilon left under the cap before the request; 0 when nothing more fits.
         cap: Epsilon of the budget.
     """
 
     def __init__(self, message: str, *, requested: float, remaining: float, cap: float) -> None:
         self.requested, self.remaining, self.cap = requested, remaining, cap
         super().__init__(message)
+
+
+class ReservationError(BudgetError):
+    """A release that was not reserved, was used already, or is asked for in another process."""
 
 
 class UnsupportedMechanismError(BudgetError, TypeError):

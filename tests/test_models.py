@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from recsys_budget.data import Interactions, ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
-from recsys_budget.errors import BudgetExceededError, SpecificationError
+from recsys_budget.errors import BudgetExceededError, NumericalError, SpecificationError
 from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import EASE, Popularity, PrivateAutoencoder
+from recsys_budget.models import autoencoder as autoencoder_module
 from recsys_budget.privacy import (
     GaussianMechanism,
     PrivacyBudget,
     PrivacyLedger,
+    Reservation,
     SampledGaussianMechanism,
     SeededNoise,
     SystemNoise,
     epsilon,
 )
+from recsys_budget.training import TrainingRun
 
 BUDGET = PrivacyBudget(4.0, 1e-5)
 
@@ -64,6 +69,101 @@ def test_private_fit_spends_once_under_the_cap_and_says_so(split):
     assert 0 < model.path_[0].steps < model.path_[1].steps == 30
     np.testing.assert_array_equal(model.path_[-1].model.score(split.fold_in), model.score(split.fold_in))
     assert not np.array_equal(model.path_[0].model.score(split.fold_in), model.score(split.fold_in))
+
+
+def test_nothing_un_noised_is_left_on_a_fitted_model(split):
+    model = autoencoder(steps=5, epsilon_path=(3.9, 4.0)).fit(split.train, ledger=PrivacyLedger(BUDGET))
+    assert len(model.path_) == 2
+    for fitted in (model, *(point.model for point in model.path_)):
+        for p in fitted.module_.parameters():
+            assert vars(p) == {}
+            assert p.grad is None
+        for part in fitted.module_.modules():
+            assert not any(value for name, value in vars(part).items() if "hooks" in name)
+        saved = pickle.dumps(fitted)
+        assert b"summed_grad" not in saved
+        assert b"norm" not in saved.replace(b"max_grad_norm", b"")
+
+
+def test_order_is_reserve_counts_steps_and_nothing_is_changed_on_the_way(split, monkeypatch):
+    events = []
+    reserve, use, matrix = PrivacyLedger.reserve, Reservation.use, Interactions.matrix
+    train = autoencoder_module.train_private
+
+    def log(name, function):
+        def logged(*arguments, **keywords):
+            events.append((name, arguments, keywords))
+            return function(*arguments, **keywords)
+
+        return logged
+
+    monkeypatch.setattr(PrivacyLedger, "reserve", log("reserve", reserve))
+    monkeypatch.setattr(Reservation, "use", log("use", use))
+    monkeypatch.setattr(Interactions, "matrix", log("read", matrix))
+    monkeypatch.setattr(autoencoder_module, "train_private", log("train", train))
+    model = autoencoder(steps=4, max_grad_norm=0.7, learning_rate=0.03, sample_rate=0.2)
+    model.fit(split.train, ledger=PrivacyLedger(BUDGET))
+    assert [name for name, *_ in events] == ["reserve", "use", "read", "train", "use", "use", "use", "use"]
+    counts, training = events[0][1][1]
+    assert isinstance(counts, GaussianMechanism)
+    assert events[1][1][1] == counts
+    assert all(event[1][1] == training for event in events[4:])
+    assert training.steps == 4
+    assert training.sample_rate == 0.2
+    passed = events[3][2]
+    assert passed["mechanism"] == training
+    assert passed["max_grad_norm"] == 0.7
+    assert passed["learning_rate"] == 0.03
+    assert passed["expected_batch_size"] == 0.2 * 700
+    assert isinstance(passed["noise"], SystemNoise)
+
+
+def test_a_user_moves_the_counts_by_at_most_one(split):
+    table = split.train.matrix()
+    whole = autoencoder_module._unit_row_sum(table)
+    keep = np.ones(table.shape[0], bool)
+    moves = []
+    for user in range(60):
+        keep[user] = False
+        moves.append(np.linalg.norm(whole - autoencoder_module._unit_row_sum(sparse.csr_array(table[keep]))))
+        keep[user] = True
+    assert max(moves) <= 1 + 1e-9
+    assert max(moves) > 1 - 1e-9
+
+
+def test_counts_carry_the_noise_they_were_paid_for(monkeypatch):
+    """Everybody used everything, so the exact counts are known, and the start of the bias shows the rest."""
+    n, items = 400, 3000
+    catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": [f"i{k}" for k in range(items)]}))
+    table = Interactions(
+        users=pd.Index([f"u{i}" for i in range(n)], dtype="str"),
+        catalogue=catalogue,
+        indptr=np.arange(n + 1, dtype=np.int64) * items,
+        indices=np.tile(np.arange(items, dtype=np.int32), n),
+    )
+    monkeypatch.setattr(
+        autoencoder_module, "train_private", lambda *a, **k: TrainingRun(k["mechanism"].steps, {})
+    )
+    # A large share gives little noise, so that no count falls to the floor.
+    model = autoencoder(counts_share=0.9).fit(table, ledger=PrivacyLedger(PrivacyBudget(30.0, 1e-5)))
+    noise = model.receipt_.mechanisms[0]["noise_multiplier"]
+    assert noise < 1
+    counts = np.exp(model.module_[-1].bias.detach().numpy().astype(np.float64))  # the floor is 1
+    assert counts.min() > 1
+    assert counts.mean() == pytest.approx(n / np.sqrt(items), abs=0.1)
+    assert counts.std() / noise == pytest.approx(1, abs=0.07)  # 3,000 draws: a standard error of 0.013
+
+
+def test_the_path_stops_as_late_as_each_epsilon_allows(split):
+    model = autoencoder(steps=40, epsilon_path=(2.0, 3.0)).fit(split.train, ledger=PrivacyLedger(BUDGET))
+    counts = GaussianMechanism(model.receipt_.mechanisms[0]["noise_multiplier"])
+    noise = model.receipt_.mechanisms[1]["noise_multiplier"]
+    for point, target in zip(model.path_, (2.0, 3.0), strict=True):
+        cost, more = (
+            epsilon((counts, SampledGaussianMechanism(noise, 0.1, n)), BUDGET.delta)
+            for n in (point.steps, point.steps + 1)
+        )
+        assert point.epsilon == cost <= target < more
 
 
 def test_private_beats_popularity_where_there_is_taste_and_budget(split):
@@ -112,6 +212,8 @@ def test_a_partly_spent_ledger_leaves_room_for_the_rest_only(split):
     model = autoencoder(steps=10).fit(split.train, ledger=ledger)
     assert ledger.spent <= 4.0
     assert model.receipt_.epsilon < ledger.spent
+    # A filter guarantees its cap, not the running figure below it.
+    assert model.receipt_.ledger_epsilon == 4.0
 
 
 def test_a_crash_while_training_stays_spent(split, monkeypatch):
@@ -148,6 +250,18 @@ def test_tables_shaped_by_unpaid_reads_are_refused(split):
         {"noise_multiplier": -1.0},
         {"max_grad_norm": 0.0},
         {"learning_rate": -1.0},
+        {"learning_rate": np.inf},
+        {"max_grad_norm": np.nan},
+        {"declared_users": np.nan},
+        {"declared_users": 1e300},
+        {"n_factors": 4.0},
+        {"steps": True},
+        {"epsilon_path": 2.0},
+        {"epsilon_path": None},
+        {"epsilon_path": ("2",)},
+        {"epsilon_path": (np.nan,)},
+        {"insecure_seed": -1},
+        {"noise_multiplier": 1e-3},
     ],
 )
 def test_constants_out_of_range_cost_nothing(split, change):
@@ -262,6 +376,12 @@ def test_recommend_refuses(split):
         model.recommend(split.fold_in, 0)
     with pytest.raises(SpecificationError, match="catalogue"):
         model.recommend(Interactions.from_frame(TOY))
+    other_order = split.train.catalogue.take(np.arange(120)[::-1])
+    with pytest.raises(SpecificationError, match="another order"):
+        model.recommend(Interactions.from_frame(split.fold_in.to_frame(), catalogue=other_order))
+    model.counts_ = np.full_like(model.counts_, np.nan)
+    with pytest.raises(NumericalError, match="not finite"):
+        model.recommend(split.fold_in)
     nobody = split.fold_in.take_users(np.array([], np.intp))
     assert list(model.recommend(nobody).columns) == ["user", "item", "rank", "relevance"]
     assert model.score(nobody).shape == (0, 120)

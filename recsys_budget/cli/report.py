@@ -117,7 +117,9 @@ def write_report(result: DemoResult, path: Path) -> None:
         history[column] = history[column].map(round_up)
     sections = [
         f"<h1>A recommender under a privacy cap: {escape(result.dataset)}</h1>",
-        f'<p class="note">{escape(counts)}. recsys-budget {escape(__version__)}.</p>',
+        f'<p class="note">{escape(counts)}. recsys-budget {escape(__version__)}. This page is <strong>not '
+        "private</strong>: exact counts, accuracy and the slates shown read data without paying. What the "
+        "budget covers is the model.</p>",
         _pairs_table(result.rows()),
         "<h2>Privacy</h2>",
         f"<p>Spent: {escape(receipt.guarantee)}. In words: adding or removing everything that one user did "
@@ -143,7 +145,8 @@ def write_report(result: DemoResult, path: Path) -> None:
         f"solving. The objective is within {certificate.gap:.3%} of a proven upper bound "
         f"({certificate.objective:.4f} of at most {certificate.bound:.4f}); route "
         f"{escape(certificate.route)}, {escape(certificate.solver)}. Each slate depends on the model, public "
-        "data and the served user's own history alone, so it costs no further privacy.</p>",
+        "data and the served user's own history alone, so showing it <em>to that user</em> costs no further "
+        "privacy.</p>",
         _table(rules),
         _figure(diversity_curve, "Engagement against diversity of slates as the weight on diversity moves"),
         _table(diversity_curve.to_frame().round(4)),

@@ -45,7 +45,8 @@ def hold_out_users(
     """Hold out whole users, and part of each one's rows (strong generalisation).
 
     No row of a held-out user reaches ``train``. Each held-out user keeps at least one row to predict, and at
-    least one to fold in where they have two or more.
+    least one to fold in where they have two or more. Who is held out depends on the order of all users, so a
+    privacy guarantee for what is trained on ``train`` compares tables that differ in one user of ``train``.
 
     Args:
         interactions: The table.

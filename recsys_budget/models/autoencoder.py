@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ with extra("train"):
     import torch
     from torch import Tensor, nn
 
-    from recsys_budget.training import train_private
+    from recsys_budget.training import UnitRows, train_private
 
 
 @dataclass(frozen=True)
@@ -130,25 +130,20 @@ class PrivateAutoencoder(Recommender):
         """
         self._check(interactions)
         counts, training = self._plan(ledger)
-        reservation = ledger.reserve((counts, training), purpose=f"fit {type(self).__name__}")
+        marks = self._marks(counts, training, ledger.cap.delta)
+        module = _linear_autoencoder(interactions.n_items, self.n_factors, self.insecure_seed)
         noise = SystemNoise() if self.insecure_seed is None else SeededNoise(self.insecure_seed)
+        reservation = ledger.reserve((counts, training), purpose=f"fit {type(self).__name__}")
 
-        table = interactions.matrix()
         reservation.use(counts)
+        table = interactions.matrix()
         noisy_counts = _unit_row_sum(table) + counts.noise_multiplier * noise.normal(interactions.n_items)
-        module = _Autoencoder(interactions.n_items, self.n_factors, self.insecure_seed)
         # Counts below the noise say nothing, so all of them start level.
         floor = max(counts.noise_multiplier, 1.0)
-        module.start_bias(np.log(np.maximum(noisy_counts, floor) / floor))
-
-        def steps_within(target: float) -> int:
-            return largest_steps(
-                lambda steps: (counts, _shorter(training, steps)),
-                lambda released: epsilon(released, ledger.cap.delta) <= target,
-                training.steps,
+        with torch.no_grad():
+            cast(nn.Linear, module[-1]).bias.copy_(
+                torch.from_numpy(np.log(np.maximum(noisy_counts, floor) / floor))
             )
-
-        marks = {steps_within(target) for target in self.epsilon_path} - {0}
         run = train_private(
             module,
             table,
@@ -191,20 +186,20 @@ class PrivateAutoencoder(Recommender):
                 "this table was shaped by reads of private data that no budget paid for: "
                 f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
             )
-        if self.declared_users < 1 or self.n_factors < 1 or self.steps < 1:
-            raise SpecificationError(
-                f"declared_users, n_factors and steps must be at least 1; got {self.declared_users}, "
-                f"{self.n_factors} and {self.steps}"
-            )
-        if not (self.max_grad_norm > 0 and self.learning_rate > 0):
-            raise SpecificationError(
-                f"max_grad_norm and learning_rate must be positive; got {self.max_grad_norm} and "
-                f"{self.learning_rate}"
-            )
-        if not 0 < self.counts_share < 1:
-            raise SpecificationError(
-                f"counts_share is {self.counts_share}; it must lie strictly between 0 and 1"
-            )
+        for name in ("declared_users", "n_factors", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name, most in (("max_grad_norm", 1e6), ("learning_rate", 1e6), ("counts_share", 1.0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value < most):
+                raise SpecificationError(f"{name} is {value!r}; it must lie strictly between 0 and {most:g}")
+        path = self.epsilon_path
+        if not isinstance(path, Sequence) or not all(isinstance(e, int | float) and e > 0 for e in path):
+            raise SpecificationError(f"epsilon_path is {path!r}; give a sequence of positive numbers, or ()")
+        seed = self.insecure_seed
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+            raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
 
     def _plan(self, ledger: PrivacyLedger) -> tuple[GaussianMechanism, SampledGaussianMechanism]:
         """The schedule: a function of public constants and of what the ledger has left."""
@@ -225,6 +220,18 @@ class PrivateAutoencoder(Recommender):
         # Where nothing fits, the ledger refuses this schedule, and says so with its own figures.
         return counts, SampledGaussianMechanism(noise_multiplier, self.sample_rate, steps)
 
+    def _marks(self, counts: GaussianMechanism, training: SampledGaussianMechanism, delta: float) -> set[int]:
+        """Steps after which each epsilon of the path is as nearly spent as it can be."""
+
+        def steps_within(target: float) -> int:
+            return largest_steps(
+                lambda steps: (counts, _shorter(training, steps)),
+                lambda released: epsilon(released, delta) <= target,
+                training.steps,
+            )
+
+        return {steps_within(target) for target in self.epsilon_path} - {0}
+
     def _with_parameters(self, parameters: object) -> Self:
         other = copy.copy(self)
         other.module_ = copy.deepcopy(self.module_)
@@ -238,38 +245,24 @@ class PrivateAutoencoder(Recommender):
         return scores
 
 
-class _Autoencoder(nn.Module):
+def _linear_autoencoder(n_items: int, n_factors: int, seed: int | None) -> nn.Sequential:
     """Row -> unit row -> hidden -> one logit an item; no nonlinearity."""
-
-    def __init__(self, n_items: int, n_factors: int, seed: int | None) -> None:
-        super().__init__()
-        self.encode = nn.Linear(n_items, n_factors, bias=False)
-        self.decode = nn.Linear(n_factors, n_items)
-        generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        with torch.no_grad():
-            self.encode.weight.normal_(0, 1 / math.sqrt(n_factors), generator=generator)
-            self.decode.weight.normal_(0, 0.1 / math.sqrt(n_factors), generator=generator)
-            self.decode.bias.zero_()
-
-    def start_bias(self, bias: NDArray[np.float64]) -> None:
-        """Set the output bias."""
-        with torch.no_grad():
-            self.decode.bias.copy_(torch.from_numpy(bias))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Logits, shape ``(batch, n_items)``."""
-        logits: Tensor = self.decode(self.encode(nn.functional.normalize(rows, dim=1)))
-        return logits
+    encode, decode = nn.Linear(n_items, n_factors, bias=False), nn.Linear(n_factors, n_items)
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    with torch.no_grad():
+        encode.weight.normal_(0, 1 / math.sqrt(n_factors), generator=generator)
+        decode.weight.normal_(0, 0.1 / math.sqrt(n_factors), generator=generator)
+    return nn.Sequential(UnitRows(), encode, decode)
 
 
-def _multinomial_loss(logits: Tensor, rows: Tensor) -> Tensor:
-    """Cross-entropy between a user's items, equally weighted, and the softmax; shape ``(batch,)``."""
-    share = rows / rows.sum(1, keepdim=True).clamp(min=1)
-    return -(share * torch.log_softmax(logits, 1)).sum(1)
+def _multinomial_loss(logits: Tensor, row: Tensor) -> Tensor:
+    """Cross-entropy between a user's items, equally weighted, and the softmax; a scalar."""
+    share = row / row.sum().clamp(min=1)
+    return -(share * torch.log_softmax(logits, 0)).sum()
 
 
 def _unit_row_sum(table: sparse.csr_array) -> NDArray[np.float64]:

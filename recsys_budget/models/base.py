@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.errors import SpecificationError
+from recsys_budget.errors import NumericalError, SpecificationError
 
 # Rows scored at a time, so that memory is batch x items and not users x items.
 _BATCH = 1024
@@ -43,6 +43,7 @@ class Recommender(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn shi
         Raises:
             NotFittedError: ``fit`` was not called (scikit-learn's error).
             SpecificationError: The histories are over another catalogue.
+            NumericalError: A score is not finite.
         """
         parts = [scores for _, scores in self._batches(interactions)]
         return np.concatenate(parts) if parts else np.empty((0, interactions.n_items), np.float32)
@@ -64,6 +65,7 @@ class Recommender(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn shi
         Raises:
             NotFittedError: ``fit`` was not called (scikit-learn's error).
             SpecificationError: k below 1, or histories over another catalogue.
+            NumericalError: A score is not finite.
         """
         if k < 1:
             raise SpecificationError(f"k is {k}; recommend at least 1 item")
@@ -99,7 +101,12 @@ class Recommender(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn shi
             )
         for start in range(0, interactions.n_users, _BATCH):
             batch = interactions.take_users(np.arange(start, min(start + _BATCH, interactions.n_users)))
-            yield batch, self._scores(batch)
+            scores = self._scores(batch)
+            if not np.isfinite(scores).all():
+                raise NumericalError(
+                    f"this {type(self).__name__} gives scores that are not finite; fit it again"
+                )
+            yield batch, scores
 
 
 def _top(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[Any]]:

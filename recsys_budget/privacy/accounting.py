@@ -51,8 +51,9 @@ def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> fl
     """Epsilon of mechanisms chosen adaptively, by Renyi divergence at the one order fixed by ``budget``.
 
     The order is ``1 + 2 log(1/delta) / epsilon``, about where a Gaussian mechanism that just spends the
-    budget converts best. As long as this stays at or under ``budget.epsilon``, the whole adaptive sequence
-    is (epsilon, delta)-differentially private (Feldman and Zrnic 2021, theorem 3.1).
+    budget converts best, and at least 2, below which the divergence is hard to compute. As long as this stays
+    at or under ``budget.epsilon``, the whole adaptive sequence is (epsilon, delta)-differentially private
+    (Feldman and Zrnic 2021, theorem 3.1).
 
     Raises:
         UnsupportedMechanismError: A mechanism of another kind.
@@ -63,7 +64,7 @@ def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> fl
     with extra("train"):
         from dp_accounting import dp_event
         from dp_accounting.rdp import RdpAccountant
-    order = 1 + 2 * math.log(1 / budget.delta) / budget.epsilon
+    order = max(2.0, 1 + 2 * math.log(1 / budget.delta) / budget.epsilon)
     accountant = RdpAccountant([order])
     for mechanism in mechanisms:
         match mechanism:
@@ -87,7 +88,7 @@ def smallest_noise(
         fits: Whether that may be released: monotone, true for enough noise (``ledger.fits``, say).
 
     Returns:
-        The noise multiplier, at least 0.3; infinity when not even 10,000 would do.
+        The noise multiplier, at least 0.3; infinity when not even 8,192 would do.
     """
     high = 1.0
     while not fits(mechanisms(high)):
@@ -128,6 +129,8 @@ def largest_steps(
 
 def round_up(value: float, digits: int = 4) -> float:
     """A privacy figure for display: never below the value."""
+    if not math.isfinite(value):
+        return value
     scale = 10.0**digits
     return math.ceil(value * scale) / scale
 

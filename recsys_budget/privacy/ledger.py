@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 import pandas as pd
 
-from recsys_budget.errors import BudgetExceededError, SpecificationError
+from recsys_budget.errors import BudgetExceededError, ReservationError, SpecificationError
 from recsys_budget.privacy.accounting import epsilon, filter_epsilon, round_up
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
 
 # About the least that anyone would ask for: where not even this fits, nothing does.
 _LEAST = GaussianMechanism(1e4)
+_FROM_A_LEDGER = object()
 
 
 class Reservation:
     """Permission, already paid for, to run the reserved mechanisms once.
 
-    Made by :meth:`PrivacyLedger.reserve`. Whatever becomes of it, its whole cost stays spent.
+    Made by :meth:`PrivacyLedger.reserve` and by nothing else. Whatever becomes of it, its whole cost stays
+    spent. It cannot be copied, pickled or used in a forked process, since each copy would be granted the
+    same releases again.
     """
 
-    def __init__(self, mechanisms: tuple[Mechanism, ...], purpose: str) -> None:
+    def __init__(self, mechanisms: tuple[Mechanism, ...], purpose: str, token: object = None) -> None:
+        if token is not _FROM_A_LEDGER:
+            raise ReservationError("reservations are made by PrivacyLedger.reserve, which pays for them")
+        self._process = os.getpid()
         self._mechanisms, self._purpose = mechanisms, purpose
         self._settled = False
         self._used = [0] * len(mechanisms)
@@ -43,6 +51,9 @@ class Reservation:
         """Whether :meth:`commit` was called."""
         return self._settled
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a reservation cannot be copied or pickled: its releases are granted once")
+
     def __repr__(self) -> str:
         state = "settled" if self._settled else "open"
         return f"Reservation({self._purpose!r}, {state}: {'; '.join(map(str, self._mechanisms))})"
@@ -53,26 +64,20 @@ class Reservation:
         A :class:`GaussianMechanism` may be used once, a :class:`SampledGaussianMechanism` ``steps`` times.
 
         Raises:
-            SpecificationError: The mechanism is not in the reservation, or the reservation is settled.
-            BudgetExceededError: Every reserved release of it was used already.
+            ReservationError: The mechanism is not in the reservation, all its releases were used, the
+                reservation is settled, or this is another process than the one that reserved.
         """
+        _same_process(self._process)
         with self._lock:
             if self._settled:
-                raise SpecificationError(f"the reservation for {self._purpose!r} is settled; reserve again")
+                raise ReservationError(f"the reservation for {self._purpose!r} is settled; reserve again")
             places = [i for i, reserved in enumerate(self._mechanisms) if reserved == mechanism]
-            if not places:
-                raise SpecificationError(f"{mechanism} was not reserved; reserved is {self!r}")
             for place in places:
                 if self._used[place] < _releases(mechanism):
                     self._used[place] += 1
                     return
-            granted = len(places) * _releases(mechanism)
-            raise BudgetExceededError(
-                f"all {granted} reserved releases of {mechanism} were used; reserve before reading more",
-                requested=1,
-                remaining=0,
-                cap=granted,
-            )
+            problem = "all reserved releases of it were used" if places else "it was not reserved"
+            raise ReservationError(f"{mechanism}: {problem}; reserve it before reading. Reserved is {self!r}")
 
     def used(self, mechanism: Mechanism) -> int:
         """How many releases of this mechanism were taken."""
@@ -95,9 +100,15 @@ class PrivacyLedger:
     outputs, so everything together must fit the Renyi filter (see :mod:`recsys_budget.privacy.accounting`).
     Which rule applies never depends on the data.
 
+    Why the switch is sound: write R for the Renyi divergence that converts to the cap. If the first
+    reservation has more than R, nothing can follow it, so its PLD epsilon stands. Otherwise whatever follows
+    keeps the sum at R or below, and the filter covers everything. Which of the two holds is settled by the
+    first request, before anything is released.
+
     The record lives in this object: keep one ledger a population, and share it between models. It is safe
-    to use from several threads. It is *not* written to disk: a new process starts a new record, so carry
-    the sum of earlier runs over yourself, by giving the new ledger only what is left.
+    to use from several threads, and refuses forked processes, whose records would part ways. It is *not*
+    written to disk: a new process, or running the cell that makes it again, starts a new record. To spend in
+    several processes, split epsilon *and* delta between them beforehand.
 
     Args:
         cap: The budget that is never exceeded.
@@ -114,6 +125,10 @@ class PrivacyLedger:
         self._cap = cap
         self._reservations: list[Reservation] = []
         self._lock = threading.RLock()
+        self._process = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ledger cannot be copied or pickled: a copy would spend the same budget again")
 
     @property
     def cap(self) -> PrivacyBudget:
@@ -128,11 +143,22 @@ class PrivacyLedger:
 
     @property
     def remaining(self) -> float:
-        """The cap's epsilon less :attr:`spent`, a summary only: costs do not add up exactly."""
-        return max(0.0, self._cap.epsilon - self.spent)
+        """The cap's epsilon less :attr:`spent`; 0 when nothing more fits. A summary: costs do not add up."""
+        return max(0.0, self._cap.epsilon - self.spent) if self.fits([_LEAST]) else 0.0
+
+    @property
+    def guaranteed_epsilon(self) -> float:
+        """Epsilon that everything reserved so far is guaranteed to keep to.
+
+        What one reservation costs; from the second on the cap itself, since a filter guarantees its cap, and
+        what was spent under it is a running figure.
+        """
+        with self._lock:
+            return self.spent if len(self._reservations) <= 1 else self._cap.epsilon
 
     def fits(self, mechanisms: Sequence[Mechanism]) -> bool:
         """Whether :meth:`reserve` would grant this; reserves nothing."""
+        _same_process(self._process)
         with self._lock:
             return self._cost([*self._recorded(), tuple(mechanisms)]) <= self._cap.epsilon
 
@@ -149,29 +175,28 @@ class PrivacyLedger:
         Raises:
             BudgetExceededError: The total would pass the cap; nothing is recorded.
             UnsupportedMechanismError: A mechanism that cannot be accounted; nothing is recorded.
+            ReservationError: In another process than the one that made the ledger.
         """
         request = tuple(mechanisms)
         if not request:
             raise SpecificationError("an empty reservation; name the mechanisms that are about to run")
+        _same_process(self._process)
         with self._lock:
             recorded = self._recorded()
             cost = self._cost([*recorded, request])
             if not cost <= self._cap.epsilon:
                 alone, spent = epsilon(request, self._cap.delta), self.spent
                 looser = ", by the looser rule for choices made after seeing results" if recorded else ""
-                if self._cost([*recorded, (_LEAST,)]) > self._cap.epsilon:
-                    advice = "Nothing more fits under this cap"
-                else:
-                    advice = "Ask for fewer steps or more noise"
+                more = "Ask for fewer steps or more noise" if self.remaining else "Nothing more fits"
                 raise BudgetExceededError(
                     f"{purpose!r} does not fit under the cap: epsilon {round_up(spent)} of "
                     f"{self._cap.epsilon:g} is spent, and with this request everything together would cost "
-                    f"{round_up(cost)}{looser}. Nothing was spent now. {advice}",
+                    f"{round_up(cost)}{looser}. Nothing was spent now. {more}",
                     requested=alone,
                     remaining=self.remaining,
                     cap=self._cap.epsilon,
                 )
-            reservation = Reservation(request, purpose)
+            reservation = Reservation(request, purpose, _FROM_A_LEDGER)
             self._reservations.append(reservation)
             return reservation
 
@@ -208,3 +233,10 @@ class PrivacyLedger:
 
 def _releases(mechanism: Mechanism) -> int:
     return mechanism.steps if isinstance(mechanism, SampledGaussianMechanism) else 1
+
+
+def _same_process(process: int) -> None:
+    if os.getpid() != process:
+        raise ReservationError(
+            "this ledger belongs to the process that made it; a fork would spend the same budget again"
+        )

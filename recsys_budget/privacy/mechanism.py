@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from recsys_budget.errors import SpecificationError
 
+LEAST_NOISE = 0.05
+
 
 @dataclass(frozen=True)
 class GaussianMechanism:
@@ -60,5 +62,8 @@ Mechanism = GaussianMechanism | SampledGaussianMechanism
 
 
 def _check_noise(noise_multiplier: float) -> None:
-    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
-        raise SpecificationError(f"noise_multiplier is {noise_multiplier}; it must be positive and finite")
+    if not (math.isfinite(noise_multiplier) and noise_multiplier >= LEAST_NOISE):
+        raise SpecificationError(
+            f"noise_multiplier is {noise_multiplier}; it must be finite and at least {LEAST_NOISE}, below "
+            "which one release alone costs an epsilon of hundreds"
+        )

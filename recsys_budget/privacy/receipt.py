@@ -28,11 +28,12 @@ class Receipt:
         model: Name of the class.
         private: False when repeatable noise was used: then nothing below is a guarantee.
         unit: What is protected: always ``"user"``.
-        adjacency: Which tables are neighbours: always ``"add or remove one user"``.
+        adjacency: Which tables are neighbours: training tables that differ by all rows of one user.
         epsilon: Cost of this model's mechanisms alone, by PLD, rounded up to four decimals.
         delta: The delta that epsilon goes with.
         cap: Epsilon of the ledger's cap.
-        ledger_epsilon: Everything in the ledger when this was written, rounded up to four decimals.
+        ledger_epsilon: What the ledger guaranteed for everything in it when this was written: this model and
+            whatever came before, rounded up to four decimals.
         mechanisms: One mapping a mechanism: its kind and fields.
         steps: Training steps run.
         stop_reason: Why training ended.
@@ -74,11 +75,11 @@ class Receipt:
             model=model,
             private=private,
             unit="user",
-            adjacency="add or remove one user",
+            adjacency="add or remove one user of the training table",
             epsilon=round_up(epsilon(reservation.mechanisms, ledger.cap.delta)),
             delta=ledger.cap.delta,
             cap=ledger.cap.epsilon,
-            ledger_epsilon=round_up(ledger.spent),
+            ledger_epsilon=round_up(ledger.guaranteed_epsilon),
             mechanisms=tuple(_describe(m) for m in reservation.mechanisms),
             steps=steps,
             stop_reason=stop_reason,

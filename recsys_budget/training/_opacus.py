@@ -11,6 +11,7 @@ References:
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from recsys_budget._extras import extra
@@ -23,9 +24,24 @@ with extra("train"):
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from torch import Tensor, nn
 
-# Layers whose per-user gradient norm Opacus computes exactly when a sample is one row. Each was checked
-# against a backward pass per user (tests/test_training.py).
-_ALLOWED = (nn.Linear, nn.Tanh, nn.ReLU, nn.Identity)
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class UnitRows(nn.Module):
+    """Divide each row by its Euclidean norm; an empty row stays empty."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows of norm 1 or 0, in the shape given."""
+        return nn.functional.normalize(rows, dim=1)
+
+
+# Layers that treat each row of a batch apart and whose per-row gradient norm Opacus computes exactly:
+# tests/test_training.py holds each to one backward pass a user.
+_ALLOWED = (nn.Linear, nn.Tanh, nn.ReLU, nn.Identity, UnitRows)
+# Values beyond this could overflow or cancel in float32, and no table of interactions holds any.
+_LARGEST = 1e6
+# Gradients are clipped a little below the bound, so that the bound holds despite float32 rounding of the sum.
+_MARGIN = 1 - 1e-3
 
 
 class PrivateStep:
@@ -34,9 +50,12 @@ class PrivateStep:
     Guarantee: the sum that receives the noise changes by at most ``max_grad_norm`` (Euclidean, over all
     parameters) when one user is added to or removed from the batch, whatever the user's row holds.
 
+    It rests on three things: the module is a plain sequence of layers that treat each row apart; a loss sees
+    one user's outputs and row and nothing else; and Opacus's norms are exact for these layers.
+
     Args:
-        module: Maps rows ``(batch, n)`` to outputs ``(batch, m)``; built of the allowed layers, no parameter
-            used twice. Its parameters change in place.
+        module: Maps rows ``(batch, n)`` to outputs ``(batch, m)``. Its parameters change in place, and the
+            module is unfit for release: Opacus leaves un-noised sums and norms on it.
         optimizer: A torch optimizer over the module's parameters.
         noise_multiplier: Standard deviation of the noise over ``max_grad_norm``.
         max_grad_norm: Clip bound, positive.
@@ -44,12 +63,13 @@ class PrivateStep:
         noise: Where the noise comes from.
 
     Raises:
-        SpecificationError: A layer that is not allowed.
+        SpecificationError: The module is not a sequence of allowed layers, each used once, in float32 or
+            float64, without hooks or buffers.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        module: nn.Sequential,
         optimizer: torch.optim.Optimizer,
         *,
         noise_multiplier: float,
@@ -57,19 +77,7 @@ class PrivateStep:
         expected_batch_size: float,
         noise: NoiseSource,
     ) -> None:
-        owned = {id(p) for layer in module.modules() if type(layer) in _ALLOWED for p in layer.parameters()}
-        for name, layer in module.named_modules():
-            # The exact type: a subclass may use its weights in another way.
-            if not list(layer.children()) and type(layer) not in _ALLOWED:
-                raise SpecificationError(
-                    f"layer {name!r} is a {type(layer).__name__}, whose per-user gradients are not known to "
-                    f"be right; use {', '.join(allowed.__name__ for allowed in _ALLOWED)}"
-                )
-        for name, parameter in module.named_parameters():
-            if id(parameter) not in owned:
-                raise SpecificationError(
-                    f"parameter {name!r} belongs to no layer with known per-user gradients"
-                )
+        _check(module)
         self._wrapped = GradSampleModuleFastGradientClipping(
             module, loss_reduction="sum", max_grad_norm=max_grad_norm, use_ghost_clipping=True
         )
@@ -80,15 +88,15 @@ class PrivateStep:
             expected_batch_size=expected_batch_size,
             noise=noise,
         )
-        self._max_grad_norm = max_grad_norm
+        self._bound = _MARGIN * max_grad_norm
 
-    def __call__(self, rows: Tensor, losses: Any) -> None:
+    def __call__(self, rows: Tensor, loss: Loss) -> None:
         """Run one step.
 
         Args:
             rows: The sampled users' rows, shape ``(batch, n)``; the batch may be empty.
-            losses: Callable from ``(outputs, rows)`` to one loss a user, shape ``(batch,)``; a user's loss
-                must depend on that user's row alone.
+            loss: From one user's outputs ``(m,)`` and row ``(n,)`` to a scalar, in torch operations that
+                ``torch.func.vmap`` can batch: it never sees another user or the parameters.
 
         Raises:
             NumericalError: The parameters are no longer finite after the step.
@@ -96,47 +104,69 @@ class PrivateStep:
         with warnings.catch_warnings():
             # Rows need no gradient of their own, which is what torch warns Opacus's hooks about.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            self._sum_clipped(rows, losses)
+            self._sum_clipped(rows, loss)
         self._optimizer.step()
         # Parameters are released values, so looking at them costs nothing.
         if not all(bool(torch.isfinite(p).all()) for p in self._wrapped.parameters()):
             raise NumericalError("training diverged: parameters are not finite; lower the learning rate")
 
-    def _sum_clipped(self, rows: Tensor, losses: Any) -> None:
+    def _sum_clipped(self, rows: Tensor, loss: Loss) -> None:
         """Leave the sum of clipped per-user gradients in ``p.grad``."""
         self._optimizer.zero_grad()
-        parameters = [p for p in self._wrapped.parameters() if p.requires_grad]
-        for p in parameters:
-            p.grad = torch.zeros_like(p)
+        self._clear()
+        # Written so that NaN fails. A user who is left out, here or below, adds zero.
+        rows = rows[(rows.abs() <= _LARGEST).all(dim=1)]
         if len(rows) == 0:
             return
-        for p in parameters:
-            p._norm_sample = None  # so that no norm of an earlier batch can stand in for one of this
-        per_user = losses(self._wrapped(rows), rows)
-        if per_user.shape != (len(rows),):
-            raise SpecificationError(
-                f"losses must be one a user, shape ({len(rows)},), but have {tuple(per_user.shape)}"
-            )
-        per_user.sum().backward(retain_graph=True)
-        if any(p._norm_sample is None or len(p._norm_sample) != len(rows) for p in parameters):
-            raise SpecificationError(
-                "some layer did not see one row a user, so that its per-user gradients are not known"
-            )
+        outputs = self._wrapped(rows)
+        leaf = outputs.detach().requires_grad_()
+        (towards,) = torch.autograd.grad(torch.func.vmap(loss)(leaf, rows).sum(), leaf)
+        finite = torch.isfinite(towards).all(dim=1)
+        towards = torch.where(finite[:, None], towards, 0.0)
+        outputs.backward(towards, retain_graph=True)  # Opacus's hooks find the norms
         norms = self._wrapped.get_norm_sample()
-        # A user whose gradient is not finite contributes nothing: zero weights alone would leave NaN behind.
         usable = torch.isfinite(norms)
-        weights = (self._max_grad_norm / (norms[usable] + 1e-6)).clamp(max=1.0)
-        for p in parameters:
-            p.grad = torch.zeros_like(p)
+        weights = torch.where(usable, (self._bound / (norms + 1e-6)).clamp(max=1.0), 0.0)
+        towards = torch.where(usable[:, None], weights[:, None] * towards, 0.0)
+        self._clear()
         self._wrapped.disable_hooks()
         try:
-            if bool(usable.all()):
-                (weights * per_user).sum().backward()
-            elif bool(usable.any()):
-                kept = rows[usable]
-                (weights * losses(self._wrapped(kept), kept)).sum().backward()
+            outputs.backward(towards)
         finally:
             self._wrapped.enable_hooks()
+
+    def _clear(self) -> None:
+        for p in self._wrapped.parameters():
+            p.grad = torch.zeros_like(p)
+
+
+def _check(module: nn.Module) -> None:
+    allowed = ", ".join(layer.__name__ for layer in _ALLOWED)
+    if type(module) is not nn.Sequential:
+        raise SpecificationError(
+            f"a {type(module).__name__} cannot be trained privately: per-user gradients are known to be "
+            f"right for torch.nn.Sequential of {allowed} only"
+        )
+    layers = list(module)
+    for layer in layers:
+        # The exact type: a subclass may mix users or use its weights in another way.
+        if type(layer) not in _ALLOWED:
+            raise SpecificationError(
+                f"the per-user gradients of a {type(layer).__name__} are not known to be right; use {allowed}"
+            )
+        hooks = (
+            layer._forward_hooks,
+            layer._forward_pre_hooks,
+            layer._backward_hooks,
+            layer._backward_pre_hooks,
+        )
+        if any(hooks) or list(layer.buffers()):
+            raise SpecificationError(f"a {type(layer).__name__} has hooks or buffers; remove them")
+    parameters = [p for layer in layers for p in layer.parameters()]
+    if len({id(p) for p in parameters}) < len(parameters):
+        raise SpecificationError("a layer or parameter stands twice in the sequence; give each place its own")
+    if any(p.dtype not in (torch.float32, torch.float64) for p in parameters):
+        raise SpecificationError("parameters must be float32 or float64: gradients underflow in less")
 
 
 class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types

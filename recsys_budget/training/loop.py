@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,9 +47,9 @@ class TrainingRun:
 
 
 def train_private(
-    module: nn.Module,
+    module: nn.Sequential,
     rows: sparse.csr_array,
-    losses: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
     *,
     mechanism: SampledGaussianMechanism,
     reservation: Reservation,
@@ -65,9 +66,10 @@ def train_private(
     the users, clips each sampled user's gradient, and adds Gaussian noise. Adam sees noisy gradients only.
 
     Args:
-        module: See :class:`~recsys_budget.training._opacus.PrivateStep`; trained in place.
+        module: A ``torch.nn.Sequential`` of the layers that ``PrivateStep`` allows. It receives the released
+            parameters, and nothing else, when training ends, or stops for whatever reason.
         rows: Users x items, private; row i is all that is read of user i.
-        losses: From ``(outputs, rows)`` to one loss a user.
+        loss: From one user's outputs and row to a scalar; see ``PrivateStep``.
         mechanism: The reserved schedule: noise, sample rate and number of steps.
         reservation: Paid permission for it.
         max_grad_norm: Per-user clip bound.
@@ -81,36 +83,50 @@ def train_private(
         Steps run and snapshots.
 
     Raises:
-        BudgetExceededError: The reservation is used up; the module stays as the last paid step left it.
+        SpecificationError: Constants out of range, or a module that is not allowed; nothing was read.
+        ReservationError: The reservation does not grant the schedule, or is used up.
         NumericalError: Training diverged.
 
     References:
         Abadi et al. (2016), arXiv:1607.00133. Kingma and Ba (2015), arXiv:1412.6980.
     """
-    if expected_batch_size <= 0 or max_grad_norm <= 0 or learning_rate <= 0:
-        raise SpecificationError(
-            "expected_batch_size, max_grad_norm and learning_rate must be positive; got "
-            f"{expected_batch_size}, {max_grad_norm} and {learning_rate}"
-        )
+    constants = {
+        "expected_batch_size": expected_batch_size,
+        "max_grad_norm": max_grad_norm,
+        "learning_rate": learning_rate,
+    }
+    for name, value in constants.items():
+        if not (math.isfinite(value) and value > 0):
+            raise SpecificationError(f"{name} is {value}; it must be positive and finite")
+    # Opacus leaves exact sums and norms of the last batch on what it trains, so it gets a copy.
+    copied = copy.deepcopy(module)
     step = PrivateStep(
-        module,
-        torch.optim.Adam(module.parameters(), lr=learning_rate),
+        copied,
+        torch.optim.Adam(copied.parameters(), lr=learning_rate),
         noise_multiplier=mechanism.noise_multiplier,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
         noise=noise,
     )
-    module.train()
+    copied.train()
     snapshots: dict[int, StateDict] = {}
-    with _threads_worth_their_while(expected_batch_size * sum(p.numel() for p in module.parameters())):
-        for number in tqdm(range(1, mechanism.steps + 1), desc="private steps", disable=not progress):
-            reservation.use(mechanism)
-            chosen = np.flatnonzero(noise.uniform(rows.shape[0]) < mechanism.sample_rate)
-            step(torch.from_numpy(rows[chosen].toarray()), losses)
-            if number in snapshot_at:
-                snapshots[number] = copy.deepcopy(module.state_dict())
-    module.eval()
+    try:
+        with _threads_worth_their_while(expected_batch_size * sum(p.numel() for p in copied.parameters())):
+            for number in tqdm(range(1, mechanism.steps + 1), desc="private steps", disable=not progress):
+                reservation.use(mechanism)
+                chosen = np.flatnonzero(noise.uniform(rows.shape[0]) < mechanism.sample_rate)
+                step(torch.from_numpy(rows[chosen].toarray().astype(np.float32, copy=False)), loss)
+                if number in snapshot_at:
+                    snapshots[number] = _values(copied)
+    finally:
+        module.load_state_dict(_values(copied))
+        module.eval()
     return TrainingRun(mechanism.steps, snapshots)
+
+
+def _values(module: nn.Module) -> StateDict:
+    """The parameters as fresh tensors: attributes that Opacus put on them stay behind."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager
