@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -232,10 +232,10 @@ class PrivateAutoencoder(Recommender):
 
         return {steps_within(target) for target in self.epsilon_path} - {0}
 
-    def _with_parameters(self, parameters: object) -> Self:
+    def _with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
         other = copy.copy(self)
         other.module_ = copy.deepcopy(self.module_)
-        other.module_.load_state_dict(parameters)  # type: ignore[arg-type]
+        other.module_.load_state_dict(parameters)
         other.path_ = ()
         return other
 
