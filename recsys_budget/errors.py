@@ -88,7 +88,7 @@ class UnsupportedMechanismError(BudgetError, TypeError):
 
 
 class SolverError(RecsysBudgetError):
-    """Base of errors about re-ranking."""
+    """Base of errors about solving and fitting."""
 
 
 class InfeasibleError(SolverError):
@@ -105,4 +105,4 @@ class InfeasibleError(SolverError):
 
 
 class NumericalError(SolverError):
-    """A solver's answer that fails the independent check, so it is not handed out."""
+    """Numbers that fail a check, so they are not handed out: a solver's answer, parameters or scores."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import narwhals as nw
 import numpy as np
@@ -10,6 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_budget.errors import DataError
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 def pick(table: nw.DataFrame[Any], name: str) -> nw.Series[Any]:
@@ -59,18 +62,23 @@ def id_codes(column: nw.Series[Any], name: str) -> tuple[NDArray[np.intp], NDArr
     return np.asarray(codes, np.intp), strings
 
 
+def shortlex(ids: Iterable[str]) -> list[str]:
+    """The distinct ids, shorter ones first and then alphabetically, so that "2" precedes "10"."""
+    return sorted(set(ids), key=lambda s: (len(s), s))
+
+
 def text_strings(column: nw.Series[Any]) -> NDArray[np.object_]:
     """Free text as Python strings; the empty string where the cell is missing."""
     values = column.to_pandas()
     return np.array(["" if m else str(v) for v, m in zip(values, values.isna(), strict=True)], dtype=object)
 
 
-def finite_numbers(column: nw.Series[Any], name: str) -> NDArray[np.float32]:
-    """Numbers as float32, all finite; otherwise a DataError that names the row."""
+def finite_numbers(column: nw.Series[Any], name: str, dtype: type[Float]) -> NDArray[Float]:
+    """Numbers of this dtype, all finite; otherwise a DataError that names the row."""
     values = column.to_pandas()
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     with np.errstate(over="ignore"):
-        narrow = numbers.astype(np.float32)
+        narrow = numbers.astype(dtype)
     bad = ~np.isfinite(narrow)
     if bad.any():
         row = int(bad.argmax())

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.data._columns import epoch_seconds, finite_numbers, id_codes, pick
+from recsys_budget.data._columns import epoch_seconds, finite_numbers, id_codes, pick, shortlex
 from recsys_budget.data.catalogue import ItemCatalogue
 from recsys_budget.errors import DataError, SpecificationError
 
@@ -116,7 +116,7 @@ class Interactions:
         item_codes, item_ids = id_codes(pick(table, item), item)
         ratings = timestamps = None
         if rating is not None and (rating in table.columns or rating != "rating"):
-            ratings = finite_numbers(pick(table, rating), rating)
+            ratings = finite_numbers(pick(table, rating), rating, np.float32)
         if timestamp is not None and (timestamp in table.columns or timestamp != "timestamp"):
             timestamps = epoch_seconds(pick(table, timestamp), timestamp)
         if duplicates == "max" and ratings is None:
@@ -124,7 +124,7 @@ class Interactions:
 
         unaccounted: tuple[str, ...] = ()
         if catalogue is None:
-            catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": _shortlex(item_ids)}))
+            catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": shortlex(item_ids)}))
             unaccounted = ("the item vocabulary was read from the interactions",)
         items = catalogue.positions(item_ids)[item_codes]
         known = items >= 0
@@ -141,7 +141,7 @@ class Interactions:
             ratings = None if ratings is None else ratings[known]
             timestamps = None if timestamps is None else timestamps[known]
 
-        users = pd.Index(_shortlex(user_ids[np.unique(user_codes)]), dtype="str")
+        users = pd.Index(shortlex(user_ids[np.unique(user_codes)]), dtype="str")
         rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)[user_codes]
         kept = _one_a_pair(rows, items, ratings, timestamps, duplicates, user, users, catalogue.ids)
         rows = rows[kept]
@@ -242,10 +242,6 @@ class Interactions:
         return Interactions(
             kept.users, kept.catalogue, kept.indptr, kept.indices, None, kept.timestamps, kept.unaccounted
         )
-
-
-def _shortlex(ids: NDArray[np.object_]) -> list[str]:
-    return sorted(pd.unique(pd.Series(ids, dtype=object)), key=lambda s: (len(s), s))
 
 
 def _one_a_pair(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.data._columns import id_strings, pick
+from recsys_budget.data._columns import id_codes, pick
 from recsys_budget.errors import DataError
 
 
@@ -50,18 +50,16 @@ class Ranked:
                 or a rank twice.
         """
         table = nw.from_native(ranking, eager_only=True)
-        user_ids = id_strings(pick(table, "user"), "user")
-        item_ids = id_strings(pick(table, "item"), "item")
+        rows, users = id_codes(pick(table, "user"), "user")
+        codes, names = id_codes(pick(table, "item"), "item")
         ranks = _ranks(pick(table, "rank"), len(catalogue))
-        rows, users = pd.factorize(user_ids)
-        codes, names = pd.factorize(item_ids)
         items = catalogue.positions(names)[codes]
         unknown = items < 0
         if unknown.any():
             row = int(unknown.argmax())
             raise DataError(
-                f"item {item_ids[row]!r} is not in the catalogue ({unknown.sum()} such rows); rank only its "
-                "items, or pass the catalogue that they are from",
+                f"item {names[codes[row]]!r} is not in the catalogue ({unknown.sum()} such rows); rank only "
+                "its items, or pass the catalogue that they are from",
                 line=row + 1,
                 column="item",
             )
@@ -69,9 +67,10 @@ class Ranked:
             again = pd.Series(rows * (len(catalogue) + 1) + values).duplicated().to_numpy()
             if again.any():
                 row = int(again.argmax())
-                value = item_ids[row] if column == "item" else int(ranks[row])
+                value = names[codes[row]] if column == "item" else int(ranks[row])
                 raise DataError(
-                    f"user {user_ids[row]!r} has {column} {value!r} twice; keep one row a user and {column}",
+                    f"user {users[rows[row]]!r} has {column} {value!r} twice; keep one row a user "
+                    f"and {column}",
                     line=row + 1,
                     column=column,
                 )

@@ -212,9 +212,7 @@ class PrivateAutoencoder(Recommender):
 
         noise_multiplier, steps = self.noise_multiplier, self.steps
         if noise_multiplier is None:
-            noise_multiplier = smallest_noise(lambda s: schedule(s, steps), ledger.fits)
-            if math.isinf(noise_multiplier):
-                noise_multiplier = 1e4
+            noise_multiplier = min(smallest_noise(lambda s: schedule(s, steps), ledger.fits), 1e4)
         else:
             steps = max(1, largest_steps(lambda n: schedule(noise_multiplier, n), ledger.fits, steps))
         # Where nothing fits, the ledger refuses this schedule, and says so with its own figures.

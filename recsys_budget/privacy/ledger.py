@@ -185,15 +185,15 @@ class PrivacyLedger:
             recorded = self._recorded()
             cost = self._cost([*recorded, request])
             if not cost <= self._cap.epsilon:
-                alone, spent = epsilon(request, self._cap.delta), self.spent
+                alone, spent, remaining = epsilon(request, self._cap.delta), self.spent, self.remaining
                 looser = ", by the looser rule for choices made after seeing results" if recorded else ""
-                more = "Ask for fewer steps or more noise" if self.remaining else "Nothing more fits"
+                more = "Ask for fewer steps or more noise" if remaining else "Nothing more fits"
                 raise BudgetExceededError(
                     f"{purpose!r} does not fit under the cap: epsilon {round_up(spent)} of "
                     f"{self._cap.epsilon:g} is spent, and with this request everything together would cost "
                     f"{round_up(cost)}{looser}. Nothing was spent now. {more}",
                     requested=alone,
-                    remaining=self.remaining,
+                    remaining=remaining,
                     cap=self._cap.epsilon,
                 )
             reservation = Reservation(request, purpose, _FROM_A_LEDGER)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recsys_budget.constraints import Candidates, SlateSize
 from recsys_budget.data import ItemCatalogue
-from recsys_budget.data._columns import id_strings, pick
+from recsys_budget.data._columns import finite_numbers, id_codes, pick, shortlex
 from recsys_budget.errors import DataError, SpecificationError
 
 
@@ -46,39 +46,38 @@ class CandidateTable:
                 an integer; an item is not in the catalogue; a relevance is not finite; a pair is repeated.
         """
         table = nw.from_native(frame, eager_only=True)
-        user_ids = id_strings(pick(table, "user"), "user")
-        item_ids = id_strings(pick(table, "item"), "item")
-        relevance = _finite(pick(table, "relevance"))
-        if not len(user_ids):
+        codes, user_ids = id_codes(pick(table, "user"), "user")
+        item_codes, item_ids = id_codes(pick(table, "item"), "item")
+        relevance = finite_numbers(pick(table, "relevance"), "relevance", np.float64)
+        relevance = relevance + 0.0  # so that -0.0 ties with 0.0
+        if not len(codes):
             raise DataError("there is no candidate; pass at least one row")
-        items = catalogue.positions(item_ids)
+        items = catalogue.positions(item_ids)[item_codes]
         if (items < 0).any():
             row = int((items < 0).argmax())
             raise DataError(
-                f"item {item_ids[row]!r} is not in the catalogue ({(items < 0).sum()} such rows); add it "
-                "there or drop it here",
+                f"item {item_ids[item_codes[row]]!r} is not in the catalogue ({(items < 0).sum()} such "
+                "rows); add it there or drop it here",
                 line=row + 1,
                 column="item",
             )
-        codes, seen = pd.factorize(user_ids)
-        shortlex = sorted(range(len(seen)), key=lambda code: (len(seen[code]), seen[code]))
-        place = np.empty(len(seen), np.int64)
-        place[shortlex] = np.arange(len(seen))
-        rows = place[codes]
+        users = pd.Index(shortlex(user_ids), dtype="str")
+        rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)[codes]
 
         pairs = np.lexsort((items, rows))
         again = (np.diff(rows[pairs]) == 0) & (np.diff(items[pairs]) == 0)
         if again.any():
             row = int(pairs[1:][again].min())
             raise DataError(
-                f"user {user_ids[row]!r} and item {item_ids[row]!r} are paired twice; keep one row a pair",
+                f"user {users[rows[row]]!r} and item {item_ids[item_codes[row]]!r} are paired twice; keep "
+                "one row a pair",
                 line=row + 1,
                 column="item",
             )
         order = np.lexsort((items, -relevance, rows))
         return cls(
             catalogue=catalogue,
-            users=pd.Index(seen[shortlex], dtype="str"),
+            users=users,
             offsets=np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64),
             items=items[order],
             relevance=relevance[order],
@@ -140,13 +139,3 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
     size = SlateSize(k).k
     table = CandidateTable.from_frame(candidates, catalogue)
     return table.slates([np.arange(min(size, n)) for n in np.diff(table.offsets)])
-
-
-def _finite(column: nw.Series[Any]) -> NDArray[np.float64]:
-    values = column.to_pandas()
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(numbers)
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(f"{values.iloc[row]!r} is not a finite number", line=row + 1, column="relevance")
-    return numbers + 0.0  # so that -0.0 ties with 0.0
