@@ -50,10 +50,8 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
 def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> float:
     """Epsilon of mechanisms chosen adaptively, by Renyi divergence at the one order fixed by ``budget``.
 
-    The order is ``1 + 2 log(1/delta) / epsilon``, about where a Gaussian mechanism that just spends the
-    budget converts best, and at least 2, below which the divergence is hard to compute. As long as this stays
-    at or under ``budget.epsilon``, the whole adaptive sequence is (epsilon, delta)-differentially private
-    (Feldman and Zrnic 2021, theorem 3.1).
+    As long as this stays at or under ``budget.epsilon``, the whole adaptive sequence is
+    (epsilon, delta)-differentially private (Feldman and Zrnic 2021, theorem 3.1).
 
     Raises:
         UnsupportedMechanismError: A mechanism of another kind.
@@ -64,8 +62,7 @@ def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> fl
     with extra("train"):
         from dp_accounting import dp_event
         from dp_accounting.rdp import RdpAccountant
-    order = max(2.0, 1 + 2 * math.log(1 / budget.delta) / budget.epsilon)
-    accountant = RdpAccountant([order])
+    accountant = RdpAccountant([filter_order(budget)])
     for mechanism in mechanisms:
         match mechanism:
             case GaussianMechanism(noise):
@@ -76,6 +73,15 @@ def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> fl
             case _:
                 raise _unsupported(mechanism)
     return float(accountant.get_epsilon(budget.delta))
+
+
+def filter_order(budget: PrivacyBudget) -> float:
+    """The Renyi order of the filter: ``1 + 2 log(1/delta) / epsilon``, and at least 2.
+
+    About where a Gaussian mechanism that just spends the budget converts best; below 2 the divergence is hard
+    to compute.
+    """
+    return max(2.0, 1 + 2 * math.log(1 / budget.delta) / budget.epsilon)
 
 
 def smallest_noise(
