@@ -5,19 +5,24 @@ from recsys_budget.privacy.accounting import (
     filter_epsilon,
     filter_order,
     largest_steps,
+    renyi,
+    renyi_cap,
+    renyi_epsilon,
     round_up,
     smallest_noise,
 )
 from recsys_budget.privacy.budget import PrivacyBudget
-from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
+from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
 from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from recsys_budget.privacy.planner import BudgetPlan, Use, plan_budget
 from recsys_budget.privacy.receipt import Receipt
+from recsys_budget.privacy.reservation import Reservation
 
 __all__ = [
     "BudgetPlan",
     "GaussianMechanism",
+    "LedgerHead",
     "Mechanism",
     "NoiseSource",
     "PrivacyBudget",
@@ -33,6 +38,9 @@ __all__ = [
     "filter_order",
     "largest_steps",
     "plan_budget",
+    "renyi",
+    "renyi_cap",
+    "renyi_epsilon",
     "round_up",
     "smallest_noise",
 ]

@@ -24,7 +24,14 @@ from scipy.special import gammaln, logsumexp, softmax
 
 from recsys_budget._html import card, gauge, table, text
 from recsys_budget.errors import BudgetExceededError, NumericalError, SpecificationError
-from recsys_budget.privacy.accounting import epsilon, filter_order, round_up, smallest_noise
+from recsys_budget.privacy.accounting import (
+    epsilon,
+    filter_order,
+    renyi,
+    renyi_cap,
+    round_up,
+    smallest_noise,
+)
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import PrivacyLedger
 from recsys_budget.privacy.mechanism import (
@@ -194,20 +201,15 @@ def plan_budget(budget: PrivacyBudget | PrivacyLedger, uses: Sequence[Use]) -> B
     names = [use.name for use in uses]
     if not uses or len(set(names)) < len(names):
         raise SpecificationError(f"the uses are {names}; give at least one, and each a name of its own")
-    if isinstance(budget, PrivacyLedger):
-        cap, fits, alone = budget.cap, budget.fits, budget.history().empty
-    else:
-        cap, fits, alone = (
-            budget,
-            lambda mechanisms: epsilon(mechanisms, budget.delta) <= budget.epsilon,
-            True,
-        )
-    proportions, cost = _for_one_schedule(cap, uses) if alone else _for_the_filter(cap, fits, uses)
+    ledger = budget if isinstance(budget, PrivacyLedger) else PrivacyLedger(budget)
+    cap = ledger.cap
+    # A ledger from which nothing was spent grants a schedule by PLD, and any other by its filter.
+    proportions, cost = _for_the_filter(ledger, uses) if ledger.spent else _for_one_schedule(cap, uses)
 
     def noise(factor: float) -> _Floats:
         return np.maximum(factor * proportions, LEAST_NOISE)
 
-    factor = smallest_noise(lambda s: _release(uses, noise(s)), fits)
+    factor = smallest_noise(lambda s: _release(uses, noise(s)), ledger.fits)
     if math.isinf(factor):
         raise _exhausted(cap, uses)
     sigmas = noise(factor)
@@ -250,95 +252,87 @@ def _for_one_schedule(cap: PrivacyBudget, uses: Sequence[Use]) -> tuple[_Floats,
     return min(equal, key=cost), cost
 
 
-def _for_the_filter(
-    cap: PrivacyBudget, fits: Callable[[Sequence[Mechanism]], bool], uses: Sequence[Use]
-) -> tuple[_Floats, _Cost]:
+def _for_the_filter(ledger: PrivacyLedger, uses: Sequence[Use]) -> tuple[_Floats, _Cost]:
     """Best noise for what is left of a ledger's filter, and what it costs in divergence at its order."""
-    order = filter_order(cap)
+    cap, order = ledger.cap, filter_order(ledger.cap)
     # What is left is what one Gaussian release could still take.
-    least = smallest_noise(lambda sigma: (GaussianMechanism(sigma),), fits)
+    least = smallest_noise(lambda sigma: (GaussianMechanism(sigma),), ledger.fits)
     if math.isinf(least):
         raise _exhausted(cap, uses)
     sigmas = _solve(uses, order, order / (2 * least**2))
     if sigmas is None:
         raise _nothing_withstood(cap, uses)
-    curves = [_Curve.of(use, order) for use in uses]
 
     def cost(sigmas: _Floats) -> float:
-        return float(sum(curve.value(sigma**-2) for curve, sigma in zip(curves, sigmas, strict=True)))
+        return sum(renyi(mechanism, order) for mechanism in _release(uses, sigmas))
 
     return sigmas, cost
 
 
 def _orders(cap: PrivacyBudget) -> Iterator[tuple[int, float]]:
-    """Whole orders around the best one for a Gaussian, each with the divergence that converts to the cap."""
+    """Orders around the best one for a Gaussian, each with the divergence that converts to the cap."""
     log = math.log(1 / cap.delta)
     best = 1 + math.sqrt(log) * (math.sqrt(log + cap.epsilon) + math.sqrt(log)) / cap.epsilon
     for order in sorted({max(2, round(order)) for order in np.geomspace(0.45 * best, 2 * best, _ORDERS)}):
-        allowance = cap.epsilon - math.log1p(-1 / order) + math.log(cap.delta * order) / (order - 1)
+        allowance = renyi_cap(cap, order)
         if allowance > 0:
             yield order, allowance
 
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """Renyi divergence of a use at one order, as a function of ``x = 1 / noise_multiplier^2``: convex.
+    """Renyi divergence of a use at one order, a convex function of ``x = 1 / noise_multiplier^2``.
 
-    A sum over parts ``(weight, constants, slopes)`` of ``weight * log(sum(exp(constants + slopes * x)))``:
-
-    * all users read: ``steps * order * x / 2``;
-    * sampled, whole order a: ``steps / (a - 1)`` times the log of the a-th moment, whose terms are
-      ``binom(a, k) (1 - q)^(a - k) q^k exp(k (k - 1) x / 2)`` for k = 0, ..., a (Mironov and others 2019);
-    * sampled, order between two whole ones: the logs of their moments, interpolated. The log of a moment is
-      convex in the order (Hoelder), so this is an upper bound.
+    It is ``weight * log(sum(exp(constants + slopes * x)))``. Where all users are read it has one term,
+    ``steps * order * x / 2``. For a sampled use it is ``steps / (order - 1)`` times the log of the moment
+    whose terms are ``binom(a, k) (1 - q)^(a - k) q^k exp(k (k - 1) x / 2)`` with the order a, the sample rate
+    q and k = 0, ..., a (Mironov, Talwar and Zhang 2019).
     """
 
-    parts: tuple[tuple[float, _Floats, _Floats], ...]
+    weight: float
+    constants: _Floats
+    slopes: _Floats
 
     @classmethod
-    def of(cls, use: Use, order: float) -> _Curve:
-        if use.sample_rate == 1.0:
-            return cls(((use.steps * order / 2, np.zeros(1), np.ones(1)),))
-        whole = math.floor(order)
-        shares = ((whole, whole + 1 - order), (whole + 1, order - whole))
-        return cls(
-            tuple(
-                (use.steps * share / (order - 1), *_moment(use.sample_rate, a))
-                for a, share in shares
-                if share
-            )
-        )
+    def of(cls, use: Use, order: int) -> _Curve:
+        q, k = use.sample_rate, np.arange(order + 1.0)
+        if q == 1.0:
+            return cls(use.steps * order / 2, np.zeros(1), np.ones(1))
+        binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+        constants = binomial + k * math.log(q) + (order - k) * math.log1p(-q)
+        return cls(use.steps / (order - 1), constants, k * (k - 1) / 2)
 
     def value(self, x: float) -> float:
-        return float(sum(weight * logsumexp(c + b * x) for weight, c, b in self.parts))
+        return float(self.weight * logsumexp(self.constants + self.slopes * x))
 
     def slope(self, x: float) -> float:
-        return float(sum(weight * (softmax(c + b * x) @ b) for weight, c, b in self.parts))
+        return float(self.weight * (softmax(self.constants + self.slopes * x) @ self.slopes))
+
+    def most(self, allowance: float) -> float:
+        """Largest x that the allowance permits this use alone."""
+        most = LEAST_NOISE**-2
+        if self.value(most) <= allowance:
+            return most
+        # Below the tangent at 0 of no use: sampling only lowers the divergence, and a full one is linear.
+        steepest = self.weight * self.slopes.max()
+        return float(brentq(lambda x: self.value(x) - allowance, 0.5 * allowance / steepest, most, rtol=1e-9))
 
 
-def _moment(rate: float, order: int) -> tuple[_Floats, _Floats]:
-    k = np.arange(order + 1.0)
-    binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
-    return binomial + k * math.log(rate) + (order - k) * math.log1p(-rate), k * (k - 1) / 2
-
-
-def _solve(uses: Sequence[Use], order: float, allowance: float) -> _Floats | None:
-    """Noise of least error whose divergence is within the allowance; None where the solver's is not."""
+def _solve(uses: Sequence[Use], order: int, allowance: float) -> _Floats | None:
+    """Noise of least error within a divergence; None where the solver's answer fails the check."""
     import cvxpy as cp
 
     curves, errors = [_Curve.of(use, order) for use in uses], np.array([use.error for use in uses])
     # In units of what each use could take alone, every number that the solver sees is of moderate size.
-    unit = np.array([_most(curve, use, order, allowance) for curve, use in zip(curves, uses, strict=True)])
-    weights = errors / unit / (errors / unit).max()
+    unit = np.array([curve.most(allowance) for curve in curves])
+    weights = errors / unit
     share = cp.Variable(len(uses), pos=True)
     spent = 0
     for position, curve in enumerate(curves):
-        for weight, constants, slopes in curve.parts:
-            exponents = constants + slopes * unit[position]
-            kept = exponents > _NEGLIGIBLE
-            line = constants[kept] + cp.multiply(slopes[kept] * unit[position], share[position])
-            spent += weight / allowance * (line[0] if kept.sum() == 1 else cp.log_sum_exp(line))
-    problem = cp.Problem(cp.Minimize(weights @ cp.inv_pos(share)), [spent <= 1, share <= 1])
+        kept = curve.constants + curve.slopes * unit[position] > _NEGLIGIBLE
+        exponents = curve.constants[kept] + curve.slopes[kept] * unit[position] * share[position]
+        spent += curve.weight / allowance * (exponents[0] if kept.sum() == 1 else cp.log_sum_exp(exponents))
+    problem = cp.Problem(cp.Minimize(weights / weights.max() @ cp.inv_pos(share)), [spent <= 1, share <= 1])
     with warnings.catch_warnings():
         # An answer that the solver calls inaccurate is checked like any other.
         warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
@@ -352,22 +346,11 @@ def _solve(uses: Sequence[Use], order: float, allowance: float) -> _Floats | Non
     return x**-0.5 if _is_optimal(x, errors, curves, allowance) else None
 
 
-def _most(curve: _Curve, use: Use, order: float, allowance: float) -> float:
-    """Largest x that a use could have alone."""
-    most = LEAST_NOISE**-2
-    if curve.value(most) <= allowance:
-        return most
-    # A sampled release diverges no more than a full one, which is linear; thrice covers the interpolation.
-    least = 2 * allowance / (3 * order * use.steps)
-    return math.exp(
-        brentq(lambda log: curve.value(math.exp(log)) - allowance, math.log(least), math.log(most))
-    )
-
-
 def _is_optimal(x: _Floats, errors: _Floats, curves: Sequence[_Curve], allowance: float) -> bool:
-    """Conditions of Karush, Kuhn and Tucker, which are sufficient here, to 1%, counted without the solver."""
+    """Conditions of Karush, Kuhn and Tucker, sufficient for a convex program, to 1%, without the solver."""
     spent = sum(curve.value(value) for curve, value in zip(curves, x, strict=True))
-    gains = errors / x  # the error that goes away as x grows by a share of itself, and what that costs
+    # What a use gains and costs as its x grows by a share of itself: in the best split all at one price.
+    gains = errors / x
     costs = x * np.array([curve.slope(value) for curve, value in zip(curves, x, strict=True)])
     free = x < 0.999 * LEAST_NOISE**-2
     if not free.any():
@@ -381,11 +364,10 @@ def _is_optimal(x: _Floats, errors: _Floats, curves: Sequence[_Curve], allowance
 
 
 def _exhausted(cap: PrivacyBudget, uses: Sequence[Use]) -> BudgetExceededError:
-    least = epsilon(_release(uses, np.full(len(uses), 1e4)), cap.delta)
     return BudgetExceededError(
-        f"nothing more fits under the cap of epsilon {cap.epsilon:g}, so there is nothing to plan with. "
-        "Nothing was spent now",
-        requested=least,
+        f"nothing more fits under the cap of epsilon {cap.epsilon:g}, so there is nothing to split over "
+        f"{', '.join(use.name for use in uses)}. Nothing was spent",
+        requested=epsilon(_release(uses, np.full(len(uses), 1e4)), cap.delta),
         remaining=0.0,
         cap=cap.epsilon,
     )
@@ -393,6 +375,6 @@ def _exhausted(cap: PrivacyBudget, uses: Sequence[Use]) -> BudgetExceededError:
 
 def _nothing_withstood(cap: PrivacyBudget, uses: Sequence[Use]) -> NumericalError:
     return NumericalError(
-        f"no split of epsilon {cap.epsilon:g} over {[use.name for use in uses]} withstood checking; "
+        f"no split of epsilon {cap.epsilon:g} over {', '.join(use.name for use in uses)} withstood checking; "
         "plan fewer uses at a time, or leave out those whose errors hardly matter"
     )
