@@ -1,4 +1,4 @@
-"""What may be spent: budget, mechanisms, accounting, ledger, noise, receipts."""
+"""What may be spent: budget, mechanisms, accounting, ledger, planner, noise, receipts."""
 
 from recsys_budget.privacy.accounting import (
     epsilon,
@@ -15,10 +15,12 @@ from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
 from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from recsys_budget.privacy.planner import BudgetPlan, Use, plan_budget
 from recsys_budget.privacy.receipt import Receipt
 from recsys_budget.privacy.reservation import Reservation
 
 __all__ = [
+    "BudgetPlan",
     "GaussianMechanism",
     "LedgerHead",
     "Mechanism",
@@ -30,10 +32,12 @@ __all__ = [
     "SampledGaussianMechanism",
     "SeededNoise",
     "SystemNoise",
+    "Use",
     "epsilon",
     "filter_epsilon",
     "filter_order",
     "largest_steps",
+    "plan_budget",
     "renyi",
     "renyi_cap",
     "renyi_epsilon",
