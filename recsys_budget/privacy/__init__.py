@@ -10,7 +10,7 @@ from recsys_budget.privacy.accounting import (
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
-from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
 from recsys_budget.privacy.receipt import Receipt
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "epsilon",
     "filter_epsilon",
     "largest_steps",
+    "release_sum",
     "round_up",
     "smallest_noise",
 ]
