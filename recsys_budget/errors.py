@@ -41,6 +41,10 @@ class DataError(RecsysBudgetError, ValueError):
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
 
 
+class CheckpointError(DataError):
+    """A training checkpoint that is missing, torn or altered, belongs elsewhere, or cannot be written."""
+
+
 class SpecificationError(RecsysBudgetError, ValueError):
     """A request that contradicts itself or the rules, found before any data is read."""
 
@@ -81,6 +85,10 @@ class BudgetExceededError(BudgetError):
 
 class ReservationError(BudgetError):
     """A release that was not reserved, was used already, or is asked for in another process."""
+
+
+class ReservationUsedUpError(ReservationError):
+    """Every release that was reserved of a mechanism was taken already."""
 
 
 class UnsupportedMechanismError(BudgetError, TypeError):

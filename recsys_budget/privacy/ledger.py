@@ -9,7 +9,12 @@ from typing import NoReturn
 
 import pandas as pd
 
-from recsys_budget.errors import BudgetExceededError, ReservationError, SpecificationError
+from recsys_budget.errors import (
+    BudgetExceededError,
+    ReservationError,
+    ReservationUsedUpError,
+    SpecificationError,
+)
 from recsys_budget.privacy.accounting import epsilon, filter_epsilon, round_up
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
@@ -77,7 +82,8 @@ class Reservation:
                     self._used[place] += 1
                     return
             problem = "all reserved releases of it were used" if places else "it was not reserved"
-            raise ReservationError(f"{mechanism}: {problem}; reserve it before reading. Reserved is {self!r}")
+            error = ReservationUsedUpError if places else ReservationError
+            raise error(f"{mechanism}: {problem}; reserve it before reading. Reserved is {self!r}")
 
     def used(self, mechanism: Mechanism) -> int:
         """How many releases of this mechanism were taken."""

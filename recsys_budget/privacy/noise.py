@@ -153,7 +153,7 @@ class SystemNoise:
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         """See :class:`NoiseSource`."""
-        return ((_words(size) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        return _uniform(size)
 
     def normal(self, size: int) -> NDArray[np.float64]:
         """See :class:`NoiseSource`."""
@@ -176,7 +176,7 @@ class SystemNoise:
         unsure = np.flatnonzero(toss >= table.sure.take(cell))
         x = within[unsure]
         kept = np.exp(-x * (start[unsure] + x / 2))
-        again = unsure[(toss[unsure] + self.uniform(len(unsure))) * 2.0**-_ACCEPT_BITS >= kept]
+        again = unsure[(toss[unsure] + _uniform(len(unsure))) * 2.0**-_ACCEPT_BITS >= kept]
         drawn = np.where(first & np.uint64(1), -start - within, start + within)
         if len(again):
             drawn[again] = self._block(len(again))
@@ -217,6 +217,10 @@ def _cells() -> _Cells:
                 small.append(giver)
     sure = [math.floor(math.exp(-_WIDTH * (a + _WIDTH / 2)) * 2**_ACCEPT_BITS) for a in starts]
     return _Cells(np.array(keep, np.uint64), np.array(other, np.intp), np.array(sure, np.uint64))
+
+
+def _uniform(size: int) -> NDArray[np.float64]:
+    return ((_words(size) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def _words(size: int) -> NDArray[np.uint64]:
