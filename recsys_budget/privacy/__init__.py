@@ -3,18 +3,24 @@
 from recsys_budget.privacy.accounting import (
     epsilon,
     filter_epsilon,
+    filter_order,
     largest_steps,
+    renyi,
+    renyi_cap,
+    renyi_epsilon,
     round_up,
     smallest_noise,
 )
 from recsys_budget.privacy.budget import PrivacyBudget
-from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
+from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
 from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
 from recsys_budget.privacy.receipt import Receipt
+from recsys_budget.privacy.reservation import Reservation
 
 __all__ = [
     "GaussianMechanism",
+    "LedgerHead",
     "Mechanism",
     "NoiseSource",
     "PrivacyBudget",
@@ -26,8 +32,12 @@ __all__ = [
     "SystemNoise",
     "epsilon",
     "filter_epsilon",
+    "filter_order",
     "largest_steps",
     "release_sum",
+    "renyi",
+    "renyi_cap",
+    "renyi_epsilon",
     "round_up",
     "smallest_noise",
 ]

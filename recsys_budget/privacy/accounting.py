@@ -19,11 +19,15 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from recsys_budget._extras import extra
 from recsys_budget.errors import SpecificationError, UnsupportedMechanismError
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
 
+# Relative error that the Renyi divergences are rounded up by; float64 is off by far less.
+_SLACK = 1 + 1e-9
 # Width of the privacy loss grid. Losses are rounded up to it (connect the dots), so coarser is only looser.
 _GRID = 1e-3
 
@@ -39,43 +43,66 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
         UnsupportedMechanismError: A mechanism of another kind.
         MissingExtraError: dp-accounting is not installed.
     """
-    if not mechanisms:
+    return _epsilon(tuple(mechanisms), delta) if mechanisms else 0.0
+
+
+def filter_order(budget: PrivacyBudget) -> int:
+    """The Renyi order at which a filter for this budget counts: a function of the budget alone.
+
+    A Gaussian mechanism costs ``order / (2 sigma^2)``, so the cap admits the least noise where
+    ``renyi_cap / order`` is largest. Taken is the lowest whole order, at least 2, within 5% of that:
+    training with little noise is much cheaper at lower orders, and hardly ever at higher ones.
+    """
+    usual = 1 + 2 * math.log(1 / budget.delta) / budget.epsilon
+    orders = np.arange(2, max(8, math.ceil(4 * usual)) + 1)
+    room = (budget.epsilon - _conversion(orders, budget.delta)) / orders
+    return int(orders[np.argmax(room >= room.max() / 1.05 if room.max() > 0 else room)])
+
+
+def renyi(mechanism: Mechanism, order: int) -> float:
+    """Renyi divergence of a mechanism at a whole order, rounded up by more than it may be off.
+
+    Raises:
+        UnsupportedMechanismError: A mechanism of another kind.
+        MissingExtraError: dp-accounting is not installed.
+
+    References:
+        Mironov, Talwar and Zhang (2019), arXiv:1908.10530, section 3.3 (sampled Gaussian).
+    """
+    match mechanism:
+        case GaussianMechanism(noise):
+            return order / (2 * noise**2) * _SLACK
+        case SampledGaussianMechanism(noise, rate, steps):
+            # A step too small for float64 must not be free.
+            return steps * (max(_one_step_renyi(noise, rate, order), 0.0) * _SLACK + 1e-12)
+        case _:
+            raise _unsupported(mechanism)
+
+
+def renyi_cap(budget: PrivacyBudget, order: int) -> float:
+    """Largest Renyi divergence at this order that is within the budget; not positive where none is."""
+    return budget.epsilon - float(_conversion(order, budget.delta))
+
+
+def renyi_epsilon(divergence: float, delta: float, order: int) -> float:
+    """Epsilon of a Renyi divergence at one order (Canonne, Kamath and Steinke 2020, proposition 12)."""
+    if divergence == 0:
         return 0.0
-    total = _distribution(mechanisms[0])
-    for mechanism in mechanisms[1:]:
-        total = total.compose(_distribution(mechanism))
-    return float(total.get_epsilon_for_delta(delta))
+    return max(0.0, divergence + float(_conversion(order, delta)))
 
 
 def filter_epsilon(mechanisms: Sequence[Mechanism], budget: PrivacyBudget) -> float:
     """Epsilon of mechanisms chosen adaptively, by Renyi divergence at the one order fixed by ``budget``.
 
-    The order is ``1 + 2 log(1/delta) / epsilon``, about where a Gaussian mechanism that just spends the
-    budget converts best, and at least 2, below which the divergence is hard to compute. As long as this stays
-    at or under ``budget.epsilon``, the whole adaptive sequence is (epsilon, delta)-differentially private
-    (Feldman and Zrnic 2021, theorem 3.1).
+    As long as this stays at or under ``budget.epsilon``, the whole adaptive sequence is (epsilon,
+    delta)-differentially private (Feldman and Zrnic 2021, theorem 3.1).
 
     Raises:
         UnsupportedMechanismError: A mechanism of another kind.
         MissingExtraError: dp-accounting is not installed.
     """
-    if not mechanisms:
-        return 0.0
-    with extra("train"):
-        from dp_accounting import dp_event
-        from dp_accounting.rdp import RdpAccountant
-    order = max(2.0, 1 + 2 * math.log(1 / budget.delta) / budget.epsilon)
-    accountant = RdpAccountant([order])
-    for mechanism in mechanisms:
-        match mechanism:
-            case GaussianMechanism(noise):
-                accountant.compose(dp_event.GaussianDpEvent(noise))
-            case SampledGaussianMechanism(noise, rate, steps):
-                step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(noise))
-                accountant.compose(step, steps)
-            case _:
-                raise _unsupported(mechanism)
-    return float(accountant.get_epsilon(budget.delta))
+    order = filter_order(budget)
+    return renyi_epsilon(math.fsum(renyi(m, order) for m in mechanisms), budget.delta, order)
 
 
 def smallest_noise(
@@ -135,6 +162,14 @@ def round_up(value: float, digits: int = 4) -> float:
     return math.ceil(value * scale) / scale
 
 
+@lru_cache(maxsize=4096)
+def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    total = _distribution(mechanisms[0])
+    for mechanism in mechanisms[1:]:
+        total = total.compose(_distribution(mechanism))
+    return float(total.get_epsilon_for_delta(delta))
+
+
 def _distribution(mechanism: Mechanism) -> Any:
     match mechanism:
         case GaussianMechanism(noise):
@@ -143,6 +178,20 @@ def _distribution(mechanism: Mechanism) -> Any:
             return _one_step(noise, rate).self_compose(steps)
         case _:
             raise _unsupported(mechanism)
+
+
+def _conversion(order: Any, delta: float) -> Any:
+    """What a divergence at this order gains on its way to epsilon."""
+    return np.log1p(-1 / order) - np.log(delta * order) / (order - 1)
+
+
+@lru_cache(maxsize=1024)
+def _one_step_renyi(noise_multiplier: float, sample_rate: float, order: int) -> float:
+    with extra("train"):
+        from dp_accounting import dp_event
+        from dp_accounting.rdp import RdpAccountant
+    step = dp_event.PoissonSampledDpEvent(sample_rate, dp_event.GaussianDpEvent(noise_multiplier))
+    return float(RdpAccountant([order]).compose(step).rdp[0])
 
 
 @lru_cache(maxsize=64)

@@ -14,8 +14,9 @@ from typing import Any
 
 from recsys_budget._version import __version__
 from recsys_budget.privacy.accounting import epsilon, round_up
-from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
+from recsys_budget.privacy.ledger import PrivacyLedger
 from recsys_budget.privacy.mechanism import Mechanism
+from recsys_budget.privacy.reservation import Reservation
 
 _PACKAGES = ("numpy", "scipy", "torch", "opacus", "dp-accounting")
 
