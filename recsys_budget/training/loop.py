@@ -109,7 +109,7 @@ def train_private(
         snapshot_at: Numbers of paid steps after which to keep a copy of the parameters.
         start: State to go on from, under a reservation whose releases up to there were taken. Steps that were
             paid for and then lost in a crash are not run again.
-        keep: Called with the state before the first step, and after every ``keep_every`` steps.
+        keep: Called with the state before the first step, after every ``keep_every``, and after the last.
         keep_every: Steps between two calls of ``keep``.
         progress: Show a progress bar.
 
@@ -179,7 +179,7 @@ def train_private(
                 steps, parameters = steps + 1, _values(copied)
                 if number in snapshot_at:
                     snapshots[number] = parameters
-                if keep is not None and steps % keep_every == 0:
+                if keep is not None and (steps % keep_every == 0 or number == mechanism.steps):
                     keep(TrainingState(steps, parameters, _moments(adam), dict(snapshots)))
     except ReservationUsedUpError:
         stop_reason = USED_UP
