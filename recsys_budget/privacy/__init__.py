@@ -14,7 +14,7 @@ from recsys_budget.privacy.accounting import (
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
-from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
 from recsys_budget.privacy.planner import BudgetPlan, Use, plan_budget
 from recsys_budget.privacy.receipt import Receipt
 from recsys_budget.privacy.reservation import Reservation
@@ -38,6 +38,7 @@ __all__ = [
     "filter_order",
     "largest_steps",
     "plan_budget",
+    "release_sum",
     "renyi",
     "renyi_cap",
     "renyi_epsilon",
