@@ -14,10 +14,11 @@ from scipy import sparse
 from recsys_budget.data import Interactions
 from recsys_budget.errors import DataError, SpecificationError, UnsupportedMechanismError
 from recsys_budget.metrics import ranking_metrics
-from recsys_budget.privacy.ledger import PrivacyLedger, Reservation
+from recsys_budget.privacy.ledger import PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism
 from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
 from recsys_budget.privacy.noisy import NoisyGram, NoisyValues
+from recsys_budget.privacy.reservation import Reservation
 
 # Contributions are whole multiples of 1 / _GRID, rounded toward zero. float64 then adds them without error
 # (below 2**53 / _GRID, 8.6e9 users), in any order, so a bound on each holds for the sum to the last bit.
