@@ -115,6 +115,7 @@ def test_demo_summary_tells_what_was_measured(finished):
     summary = result.summary()
     for text in ("epsilon cap", "spent", "steps run", "recall@20 private", "ndcg@100 EASE (not private)"):
         assert text in summary
+    assert summary.splitlines()[-1].startswith("Not private: all figures but")
     before = intra_list_diversity(result.before, result.catalogue).mean()
     assert f"{before:.3f} -> {result.slates.certificate.diversity:.3f}" in summary
     assert np.isclose(

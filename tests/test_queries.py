@@ -19,7 +19,8 @@ from recsys_budget.errors import (
     SpecificationError,
     UnsupportedMechanismError,
 )
-from recsys_budget.metrics import ranking_metrics
+from recsys_budget.frontier import Frontier
+from recsys_budget.metrics import calibration_kl, ranking_metrics
 from recsys_budget.models import Popularity
 from recsys_budget.privacy import (
     GaussianMechanism,
@@ -647,6 +648,16 @@ def test_what_is_handed_out_is_read_only(table):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
     assert len(counts) == len(gram) == 12
+
+
+def test_what_spends_nothing_says_so_wherever_it_is_shown(table, ranking):
+    scores = ranking_metrics(ranking, table, METRICS)
+    drift = calibration_kl(ranking, table)
+    for shown in (scores, scores.mean(), drift, pd.DataFrame({"model": scores.mean()}).T):
+        assert "not private" in repr(shown)
+    note = "accuracy measured on held-out users (not private)"
+    frontier = Frontier(pd.DataFrame({"x": [1.0], "y": [1.0]}), "x", "y", "less", note=note)
+    assert note in repr(frontier)
 
 
 @pytest.mark.real_data

@@ -96,7 +96,10 @@ class DemoResult:
         title = (
             f"{self.dataset}: {self.counts['training users']} training users, {self.counts['items']} items"
         )
-        return "\n".join([title, "-" * len(title), *(f"{name:<{width}}  {figure}" for name, figure in rows)])
+        label = "Not private: all figures but epsilon's, which read data without paying."
+        return "\n".join(
+            [title, "-" * len(title), *(f"{name:<{width}}  {figure}" for name, figure in rows), label]
+        )
 
 
 def write_report(result: DemoResult, path: Path) -> None:

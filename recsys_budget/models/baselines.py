@@ -16,7 +16,7 @@ class Popularity(Recommender):
     """**Not private.** The same list for everybody: items by number of users."""
 
     def fit(self, interactions: Interactions) -> Self:
-        """Count users an item; reads private data without spending."""
+        """Count users an item. **Not private**: reads private data without spending."""
         self.counts_ = np.bincount(interactions.indices, minlength=interactions.n_items).astype(np.float32)
         self.catalogue_ = interactions.catalogue
         return self
@@ -42,7 +42,7 @@ class EASE(Recommender):
         self.l2 = l2
 
     def fit(self, interactions: Interactions) -> Self:
-        """Solve for the weights; reads private data without spending."""
+        """Solve for the weights. **Not private**: reads private data without spending."""
         if not self.l2 > 0:
             raise SpecificationError(f"l2 is {self.l2}; it must be positive")
         table = interactions.matrix()
