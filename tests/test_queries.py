@@ -158,6 +158,7 @@ def test_category_counts_by_hand(table, seen):
     counts = ask_on_a_full_ledger(table).category_counts(MECHANISM)
     assert counts.names.tolist() == list(expected)
     np.testing.assert_allclose(counts.values, list(expected.values()), atol=2.0**-20 * table.n_users)
+    assert (counts.values <= np.array(list(expected.values())) + 1e-9).all()  # rounded down
     assert counts.values.sum() == pytest.approx(categorised, abs=1e-3)
     assert categorised < table.n_users - 1
     assert seen.sensitivity == counts.sensitivity == 1
@@ -274,6 +275,14 @@ def test_a_lone_user_of_any_length_is_within_the_bound_exactly(seen, length, bou
         assert (seen.total > 0).sum() == length**2
         assert entry * length <= seen.sensitivity * GRID
         assert entry / GRID >= min(1, seen.sensitivity / length) - 2.0**-20
+
+
+def test_a_bound_beyond_what_32_bits_hold_on_the_grid(seen):
+    n = 2100
+    catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": [f"i{k}" for k in range(n)]}))
+    ask_on_a_full_ledger(table_of([range(n)], catalogue)).gram(MECHANISM, max_items=n)
+    assert n * GRID > 2**31
+    assert (seen.total == 1).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20, -1e20])

@@ -229,7 +229,7 @@ class PrivateQueries:
 
         def total() -> NDArray[np.float64]:
             rows = self._users_by_items()[:, positions]
-            lengths = np.diff(rows.indptr).astype(np.int64)
+            lengths = np.diff(rows.indptr).astype(np.int64)  # scipy may choose 32 bits
             weights = sparse.diags_array((_GRID * bound // np.maximum(lengths, bound)).astype(np.float64))
             return np.asarray((rows.T @ (weights @ rows)).toarray() / _GRID)
 
