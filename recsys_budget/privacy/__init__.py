@@ -14,8 +14,10 @@ from recsys_budget.privacy.accounting import (
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
-from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
+from recsys_budget.privacy.noisy import NoisyGram, NoisyValues
 from recsys_budget.privacy.planner import BudgetPlan, Use, plan_budget
+from recsys_budget.privacy.queries import PrivateQueries
 from recsys_budget.privacy.receipt import Receipt
 from recsys_budget.privacy.reservation import Reservation
 
@@ -25,8 +27,11 @@ __all__ = [
     "LedgerHead",
     "Mechanism",
     "NoiseSource",
+    "NoisyGram",
+    "NoisyValues",
     "PrivacyBudget",
     "PrivacyLedger",
+    "PrivateQueries",
     "Receipt",
     "Reservation",
     "SampledGaussianMechanism",
@@ -38,6 +43,7 @@ __all__ = [
     "filter_order",
     "largest_steps",
     "plan_budget",
+    "release_sum",
     "renyi",
     "renyi_cap",
     "renyi_epsilon",
