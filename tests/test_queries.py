@@ -14,6 +14,7 @@ from recsys_budget.data import Interactions, ItemCatalogue, hold_out_users, k_co
 from recsys_budget.errors import (
     BudgetExceededError,
     DataError,
+    PopulationError,
     ReservationError,
     SpecificationError,
     UnsupportedMechanismError,
@@ -335,7 +336,7 @@ class Sealed(Interactions):
     def __getattribute__(self, name):
         events = object.__getattribute__(self, "__dict__").get("events")
         if events is not None and name in Sealed.PRIVATE:
-            events.append("read")
+            events.append("read users" if name == "users" else "read")
         return object.__getattribute__(self, name)
 
     def __len__(self):
@@ -362,21 +363,31 @@ def watched(table, monkeypatch):
     return sealed
 
 
+def queries_on(watched, ledger):
+    """Telling the ledger who is there is the one read that nothing pays for."""
+    watched.events.clear()
+    queries = PrivateQueries(watched, ledger)
+    assert watched.events == ["read users"]
+    watched.events.clear()
+    return queries
+
+
 @EACH_QUERY
 def test_reserve_then_use_then_read_then_commit(watched, ranking, ask):
     ledger = PrivacyLedger(BUDGET)
-    ask(PrivateQueries(watched, ledger), ranking)
-    assert watched.events[:3] == ["reserve", "use", "read"]
-    assert set(watched.events[3:-1]) <= {"read"}
+    ask(queries_on(watched, ledger), ranking)
+    assert watched.events[:2] == ["reserve", "use"]
+    assert set(watched.events[2:-1]) <= {"read", "read users"}
+    assert "read" in watched.events
     assert watched.events[-1] == "commit"
-    assert ledger.history()["settled"].tolist() == [True]
+    assert ledger.history()["settled"].dropna().tolist() == [True]
 
 
 @EACH_QUERY
 def test_nothing_is_read_where_the_ledger_refuses(watched, ranking, ask):
     ledger = PrivacyLedger(PrivacyBudget(0.5, 1e-5))
     with pytest.raises(BudgetExceededError, match="Nothing was spent"):
-        ask(PrivateQueries(watched, ledger), ranking)
+        ask(queries_on(watched, ledger), ranking)
     assert watched.events == []
     assert ledger.spent == 0
 
@@ -389,11 +400,11 @@ def test_nothing_is_read_where_the_reservation_does_not_grant_it(watched, rankin
     settled.commit()
     used = ledger.reserve([MECHANISM], purpose="used")
     used.use(MECHANISM)
-    watched.events.clear()
     for reservation in (other, settled, used):
+        queries = queries_on(watched, reservation)
         with pytest.raises(ReservationError):
-            ask(PrivateQueries(watched, reservation), ranking)
-    assert watched.events == []
+            ask(queries, ranking)
+        assert watched.events == []
 
 
 @EACH_QUERY
@@ -417,11 +428,25 @@ def test_one_reservation_pays_for_a_plan_over_two_tables(table, ranking):
     PrivateQueries(table, plan).category_counts(mechanisms[2])
     PrivateQueries(table, plan).ranking_metrics(ranking, mechanisms[3], metrics=METRICS)
     plan.commit()
-    assert ledger.history()["purpose"].tolist() == ["survey"]
+    assert ledger.history().dropna(subset="settled")["purpose"].tolist() == ["survey"]
     joint = 1 / math.sqrt(sum(m.noise_multiplier**-2 for m in mechanisms))
     alone = PrivacyLedger(BUDGET)
     alone.reserve([GaussianMechanism(joint)], purpose="the same at once")
     assert ledger.spent == pytest.approx(alone.spent, rel=0.01)
+
+
+def test_nobody_spends_from_two_budgets(table, tmp_path):
+    file = tmp_path / "budget.db"
+    PrivateQueries(table, PrivacyLedger(BUDGET, file, population="viewers"))
+    again = PrivacyLedger(BUDGET, file, population="the same people")
+    paid = again.reserve([MECHANISM], purpose="survey")
+    for ledger in (again, paid):
+        with pytest.raises(PopulationError, match="viewers"):
+            PrivateQueries(table, ledger)
+    assert not paid.settled
+    again.declare_disjoint("viewers", reason="another country, with ids of its own")
+    PrivateQueries(table, paid).item_counts(MECHANISM, max_items=1)
+    assert paid.ledger is again
 
 
 def test_a_query_that_fails_after_its_release_stays_paid_for(table, monkeypatch):
@@ -433,7 +458,7 @@ def test_a_query_that_fails_after_its_release_stays_paid_for(table, monkeypatch)
     with pytest.raises(MemoryError):
         PrivateQueries(table, ledger).item_counts(MECHANISM, max_items=1)
     assert ledger.spent > 1
-    assert ledger.history()["settled"].tolist() == [True]
+    assert ledger.history()["settled"].dropna().tolist() == [True]
 
 
 @pytest.mark.parametrize(
@@ -461,7 +486,7 @@ def test_a_query_that_fails_after_its_release_stays_paid_for(table, monkeypatch)
 )
 def test_what_is_asked_wrongly_reads_and_costs_nothing(watched, ranking, wrong, error):
     ledger = PrivacyLedger(BUDGET)
-    queries = PrivateQueries(watched, ledger)
+    queries = queries_on(watched, ledger)
     with pytest.raises(error):
         wrong(queries, ranking)
     assert watched.events == []

@@ -33,7 +33,8 @@ class PrivateQueries:
     Every query checks its arguments, reserves, takes its release and only then reads. A query that the ledger
     refuses has read nothing, and one that fails after its release was taken stays paid for. What one user can
     change is bounded by the query itself, whatever is in the table; ratings and times are never read. No
-    error depends on what was read.
+    error of a query depends on what it read. Making this object tells the ledger who is in the table, so that
+    nobody spends from two budgets.
 
     Several queries of one plan cost less in one reservation than one by one: reserve their mechanisms
     together, and hand the reservation over in place of the ledger.
@@ -49,6 +50,8 @@ class PrivateQueries:
 
     Raises:
         SpecificationError: A table that unaccounted reads have shaped, or a seed that is none.
+        PopulationError: Some of these users spend from another population's budget.
+        LedgerError: The ledger cannot be trusted or written; queries raise it as well.
 
     Examples:
         >>> from recsys_budget.data import load_dataset
@@ -90,6 +93,8 @@ class PrivateQueries:
             raise SpecificationError(
                 f"insecure_seed is {insecure_seed!r}; give a whole number from 0, or None"
             )
+        owner = ledger.ledger if isinstance(ledger, Reservation) else ledger
+        owner.register(interactions.users)
         self._table, self._ledger = interactions, ledger
         self._noise: NoiseSource = SystemNoise() if insecure_seed is None else SeededNoise(insecure_seed)
 
