@@ -112,5 +112,5 @@ def _up(value: float) -> str:
     """Four decimals, never below the value."""
     if not math.isfinite(value):
         return str(value)
-    ticks = math.ceil(value * 1e4)
+    ticks = round(value * 1e4)
     return f"{(ticks if ticks / 1e4 >= value else ticks + 1) / 1e4:.4f}"

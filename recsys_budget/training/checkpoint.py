@@ -26,6 +26,7 @@ from recsys_budget.training.loop import TrainingState
 
 with extra("train"):
     import safetensors.torch
+    import torch
     from safetensors import SafetensorError
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def save_checkpoint(folder: str | PathLike[str], checkpoint: Checkpoint) -> None
     """
     place = Path(folder)
     tensors = {
-        f"{kind}/{name}": value.contiguous()
+        # Cloned, since a snapshot of the last step is the parameters themselves, and no two may share memory.
+        f"{kind}/{name}": value.clone(memory_format=torch.contiguous_format)
         for kind, values in _parts(checkpoint.state).items()
         for name, value in values.items()
     }
