@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import threading
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recsys_budget import _html
 from recsys_budget.errors import (
     BudgetExceededError,
     LedgerCorruptError,
@@ -43,6 +45,7 @@ from recsys_budget.privacy.reservation import _FROM_A_LEDGER, Reservation, chunk
 
 # About the least that anyone would ask for: where not even this fits, nothing does.
 _LEAST = GaussianMechanism(1e4)
+_SHOWN = 12  # reservations in a notebook's display
 _COLUMNS = ("record", "time", "event", "purpose", "mechanisms", "used", "epsilon", "total", "settled")
 
 
@@ -359,6 +362,33 @@ class PrivacyLedger:
                 f"PrivacyLedger(epsilon spent {round_up(_spent(account))} of {account.cap.epsilon:g} "
                 f"at delta {account.cap.delta:g}, reservations: {len(account.entries)})"
             )
+
+    def _repr_html_(self) -> str:
+        """Spent, remaining, and a line a reservation; everything that somebody wrote is escaped."""
+        with self._read() as account:
+            spent, left, cap = _spent(account), _remaining(account), account.cap
+            rows = [
+                (
+                    entry.seq,
+                    entry.purpose,
+                    "; ".join(map(str, entry.mechanisms)),
+                    f"{round_up(epsilon(entry.mechanisms, cap.delta)):.4f}",
+                    "settled" if entry.settled else "open",
+                )
+                for entry in account.entries.values()
+            ]
+        where = str(self.path) if self.path else "the memory of this process: gone when it ends"
+        shown = rows[-_SHOWN:]
+        earlier = f" ({len(rows) - _SHOWN} earlier ones are in history())" if len(rows) > _SHOWN else ""
+        return _html.card(
+            f"Privacy ledger of {self._population}",
+            _html.gauge(spent, cap.epsilon),
+            _html.text(f"remaining: {math.floor(left * 1e4) / 1e4:.4f}, at delta {cap.delta:g}"),
+            _html.table(shown, ("record", "purpose", "mechanisms", "epsilon alone", "state"))
+            if rows
+            else _html.text("nothing is spent yet"),
+            note=f"Kept in {where}. Epsilons of single reservations do not add up{earlier}.",
+        )
 
     @contextmanager
     def _read(self) -> Iterator[Account]:

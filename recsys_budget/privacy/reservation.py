@@ -45,6 +45,11 @@ class Reservation:
         self._lock = threading.Lock()
 
     @property
+    def ledger(self) -> PrivacyLedger:
+        """Where it was made."""
+        return self._ledger
+
+    @property
     def id(self) -> int:
         """Number in the ledger: the same in every process."""
         return self._id
