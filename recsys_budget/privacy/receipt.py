@@ -261,7 +261,8 @@ class Receipt:
         rows.append(("taken as public", "; ".join(self.declared_public)))
         meaning = (
             "Epsilons are rounded up. Adding or removing everything that one user did changes the chance of "
-            "anything this model could have become by a factor of at most e^epsilon, but for a chance of delta."
+            "anything this model could have become by a factor of at most e^epsilon, but for a chance "
+            "of delta."
         )
         return _html.card(
             f"Receipt: {self.model}",
