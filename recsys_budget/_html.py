@@ -47,6 +47,11 @@ def text(value: object) -> Html:
     return Html(f"<p>{escape(value)}</p>")
 
 
+def details(summary: object, *body: object) -> Html:
+    """Something to open when it is wanted."""
+    return Html(f"<details><summary>{escape(summary)}</summary>{''.join(map(escape, body))}</details>")
+
+
 def table(rows: Iterable[Sequence[object]], columns: Sequence[object] = ()) -> Html:
     """A table; numbers stand right-aligned as ``str`` shows them, so round privacy figures up before.
 

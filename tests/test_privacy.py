@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -17,13 +16,11 @@ from recsys_budget.privacy import (
     GaussianMechanism,
     PrivacyBudget,
     PrivacyLedger,
-    Receipt,
     SampledGaussianMechanism,
     epsilon,
     filter_epsilon,
     filter_order,
     largest_steps,
-    round_up,
     smallest_noise,
 )
 
@@ -171,26 +168,3 @@ def test_the_filter_is_the_closed_form_for_gaussians():
     assert filter_epsilon([GaussianMechanism(3.0), GaussianMechanism(4.0)], BUDGET) == pytest.approx(
         expected, rel=1e-8
     )
-
-
-def test_receipt_round_trip_and_rounding():
-    ledger = PrivacyLedger(BUDGET)
-    reservation = ledger.reserve([GaussianMechanism(2.0)], purpose="test")
-    receipt = Receipt.write(
-        model="Test",
-        private=True,
-        ledger=ledger,
-        reservation=reservation,
-        steps=0,
-        stop_reason="test",
-        constants={"k": 3},
-        declared_public=["catalogue"],
-    )
-    assert Receipt.from_json(receipt.to_json()) == receipt
-    assert receipt.epsilon >= epsilon(reservation.mechanisms, 1e-5)
-    assert receipt.epsilon == pytest.approx(ledger.spent, abs=1e-4)
-    assert json.loads(receipt.to_json())["mechanisms"] == [
-        {"kind": "GaussianMechanism", "noise_multiplier": 2.0}
-    ]
-    assert round_up(1.00001) == 1.0001
-    assert round_up(2.0) == 2.0

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from recsys_budget.data import Interactions
 from recsys_budget.errors import SpecificationError
 from recsys_budget.models.base import Recommender
+from recsys_budget.privacy import Receipt
 
 
 class Popularity(Recommender):
@@ -19,6 +20,7 @@ class Popularity(Recommender):
         """Count users an item. **Not private**: reads private data without spending."""
         self.counts_ = np.bincount(interactions.indices, minlength=interactions.n_items).astype(np.float32)
         self.catalogue_ = interactions.catalogue
+        self.receipt_ = _receipt(self)
         return self
 
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:
@@ -52,7 +54,17 @@ class EASE(Recommender):
         self.weights_ = -inverse / np.diag(inverse)
         np.fill_diagonal(self.weights_, 0.0)
         self.catalogue_ = interactions.catalogue
+        self.receipt_ = _receipt(self)
         return self
 
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:
         return np.asarray(batch.matrix() @ self.weights_, np.float32)
+
+
+def _receipt(model: Recommender) -> Receipt:
+    return Receipt.not_private(
+        model=type(model).__name__,
+        reason="it reads private data without spending",
+        constants=model.get_params(),
+        declared_public=("constructor arguments",),
+    )

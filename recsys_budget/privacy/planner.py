@@ -170,8 +170,9 @@ def plan_budget(budget: PrivacyBudget | PrivacyLedger, uses: Sequence[Use]) -> B
 
     Given a budget or an empty ledger, the plan is one schedule fixed in advance. The convex program is solved
     at several Renyi orders, which propose proportions; those that are best by PLD are kept, and all noise is
-    scaled by a common factor until PLD just fits the cap. Given a ledger that holds reservations, the program
-    is solved at the order of the ledger's filter, for what is left under it.
+    scaled by a common factor until PLD just fits the cap: once it is reserved, nothing else fits. Given a
+    ledger that holds reservations, the program is solved at the order of the ledger's filter, for what is
+    left under it.
 
     Planning reads no private data and spends nothing.
 
@@ -209,7 +210,7 @@ def plan_budget(budget: PrivacyBudget | PrivacyLedger, uses: Sequence[Use]) -> B
     def noise(factor: float) -> _Floats:
         return np.maximum(factor * proportions, LEAST_NOISE)
 
-    factor = smallest_noise(lambda s: _release(uses, noise(s)), ledger.fits)
+    factor = _smallest_factor(lambda s: _release(uses, noise(s)), ledger.fits)
     if math.isinf(factor):
         raise _exhausted(cap, uses)
     sigmas = noise(factor)
@@ -225,6 +226,17 @@ def plan_budget(budget: PrivacyBudget | PrivacyLedger, uses: Sequence[Use]) -> B
         error=_error(uses, sigmas),
         shadow_price=(_error(uses, more) - _error(uses, less)) / saved if saved > 0 else 0.0,
     )
+
+
+def _smallest_factor(
+    release: Callable[[float], tuple[Mechanism, ...]], fits: Callable[[Sequence[Mechanism]], bool]
+) -> float:
+    """Smallest factor at which the release fits, at most 0.01% too large; infinity where none does."""
+    factor = smallest_noise(release, fits)
+    # That search ends at 0.3, being made for noise multipliers; this one where no noise can shrink.
+    if factor > 0.301 or release(factor) == release(factor / 2):
+        return factor
+    return factor * _smallest_factor(lambda s: release(factor * s), fits)
 
 
 def _release(uses: Sequence[Use], sigmas: _Floats) -> tuple[Mechanism, ...]:
