@@ -75,16 +75,17 @@ def test_cells_have_the_probability_of_the_density_at_their_start():
     """From the table itself, against exponentials with 40 digits."""
     getcontext().prec = 40
     table = noise_module._cells()
-    n, full = len(table.keep), 2**52
+    n, full = len(table.share), 2**52
     weights = [0] * n
     for column in range(n):
-        weights[column] += int(table.keep[column])
-        weights[int(table.other[column])] += full - int(table.keep[column])
+        own = (int(table.share[column]) << 39) + int(table.rest[column])
+        weights[column] += own
+        weights[int(table.other[column])] += full - own
     assert sum(weights) == 2**63
     density = [(-((Decimal(c) / 128) ** 2) / 2).exp() for c in range(n)]
     whole = sum(density)
     distance = sum(abs(Decimal(w) / 2**63 - d / whole) for w, d in zip(weights, density, strict=True)) / 2
-    assert distance < Decimal("2e-16")
+    assert distance < Decimal("2e-17")
 
 
 def test_points_of_a_cell_have_the_density_of_their_place():
@@ -98,22 +99,49 @@ def test_points_of_a_cell_have_the_density_of_their_place():
     assert abs(expected) > 8 * error  # uniform places would be caught
 
 
+def words(monkeypatch, *batches):
+    """Hands out these random words, whatever is asked for."""
+    left = iter(batches)
+
+    def given(size):
+        batch = next(left)
+        assert len(batch) == size
+        return np.array(batch, np.uint64)
+
+    monkeypatch.setattr(noise_module, "_words", given)
+
+
+def word(sign=0, column=0, point=0, toss=0, keep=0):
+    return sign | column << 1 | point << 12 | toss << 37 | keep << 50
+
+
 def test_a_point_is_kept_exactly_as_often_as_its_density_asks(monkeypatch):
-    """Words chosen so that the second comparison falls on either side of exp(-x (a + x/2))."""
+    """Words chosen so that the second comparison falls on either side of exp(-x (a + x/2)), by 2**-50."""
     column, point = 384, 2**25 - 1  # a = 3, x = 1/128 less half a point
     x = (point + 0.5) * GRID
-    edge = math.exp(-x * (3 + x / 2)) * 2**39
+    edge = math.exp(-x * (3 + x / 2)) * 2**14
+    assert noise_module._cells().share[column] > 0  # so that a toss of 0 names the cell itself
+    first = word(1, column, point, 0, keep=math.floor(edge))
+    further = int((edge - math.floor(edge)) * 2**52) << 12  # 52 more bits
+    for shift, expected in ((-(2**28), -(3 + x)), (2**28, GRID / 2)):
+        # Where the point is refused the draw is made again: here it is the first point of all.
+        words(monkeypatch, [first], [], [further + shift], [word()], [], [])
+        assert SystemNoise().normal(1)[0] == expected
+
+
+def test_a_column_stands_for_the_cell_that_its_bits_say(monkeypatch):
+    """The first comparison, with 13 bits and, where they tie, 39 more."""
     table = noise_module._cells()
-    first = (int(table.keep[column]) - 1) << 12 | column << 1 | 1
-    assert table.keep[column] > 0
-
-    def drawn(toss):
-        words = iter([[first], [toss << 25 | point], [2**63]] + [[0], [0]] * 2)
-        monkeypatch.setattr(noise_module, "_words", lambda size: np.array(next(words)[:size], np.uint64))
-        return SystemNoise().normal(1)[0]
-
-    assert drawn(math.floor(edge) - 1) == -(3 + x)
-    assert drawn(math.floor(edge) + 1) == GRID / 2  # refused, and drawn again: the first point of all
+    column = next(c for c in range(2048) if table.other[c] != c and table.share[c] > 0 and table.rest[c])
+    share, rest, other = int(table.share[column]), int(table.rest[column]), int(table.other[column])
+    for toss, further, cell in [
+        (share - 1, [], column),
+        (share + 1, [], other),
+        (share, [rest - 1], column),
+        (share, [rest], other),
+    ]:
+        words(monkeypatch, [word(column=column, toss=toss)], [more << 25 for more in further], [])
+        assert SystemNoise().normal(1)[0] == cell / 128 + GRID / 2
 
 
 def test_every_number_is_the_middle_of_a_cell_of_the_grid():

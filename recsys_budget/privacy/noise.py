@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from decimal import Decimal, localcontext
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -21,13 +22,15 @@ from recsys_budget.errors import NumericalError, SpecificationError
 from recsys_budget.privacy.mechanism import GaussianMechanism
 
 # The grid of a released sum, in standard deviations of its noise, and how many of its points make a cell.
-_GRID_BITS, _FINE_BITS = 32, 25
+_GRID_BITS, _POINT_BITS = 32, 25
 _GRID = 2.0**-_GRID_BITS
 # Cells of the half-line: 2048 of width 1/128, so that 11 random bits name one of them.
 _CELL_BITS = 11
-_WIDTH = 2.0 ** (_FINE_BITS - _GRID_BITS)
-# Random bits left for the two comparisons: of 64, one is the sign.
-_TOSS_BITS, _ACCEPT_BITS = 63 - _CELL_BITS, 64 - _FINE_BITS
+_WIDTH = 2.0 ** (_POINT_BITS - _GRID_BITS)
+# A random word of 64 bits: sign, column, point, and what is left for two comparisons. Where these bits do not
+# decide one, further bits are drawn; the weights that the first compares with have 63 bits.
+_TOSS_BITS, _KEEP_BITS = 13, 14
+_MORE_BITS = 63 - _CELL_BITS - _TOSS_BITS
 # Numbers drawn at a time, so that the arrays between stay in the processor's cache.
 _BLOCK = 2**14
 # Share of the sensitivity set aside for float64 rounding of a quotient: enough for 2**31 users.
@@ -138,10 +141,11 @@ class SystemNoise:
     (Walker 1977) on weights that are integers out of 2**63; then one of its 2**25 points, uniformly; and the
     point at x into the cell that starts at a is kept with probability exp(-x (a + x/2)), or the whole draw is
     made again. So every point has the probability with which a normal number falls in the cell of width
-    2**-32 around it, up to weights rounded to 2**-63, exponentials rounded to float64, the density taken at
-    the middle (a relative 1e-18), and nothing beyond 9 standard deviations. Together that is a total
-    variation distance of less than 1e-15 a number: for half a million parameters and 300 steps, less than
-    2e-7 of delta.
+    2**-32 around it, up to two errors. Weights are rounded, so that nothing lies beyond 8.9 standard
+    deviations: a total variation distance of less than 2e-17 a number. Exponentials are rounded to float64,
+    and the density is taken at the middle: a factor within 1 +- 2**-51. So n numbers in all cost up to (1 +
+    exp(epsilon)) n 2e-17 of delta and n 2**-50 of epsilon more than is accounted: for half a million
+    parameters and 300 steps, 3e-9 (1 + exp(epsilon)) and 2e-7.
 
     Not covered: a weakness of the operating system's generator, and the time that drawing takes.
 
@@ -164,32 +168,37 @@ class SystemNoise:
 
     def _block(self, size: int) -> NDArray[np.float64]:
         table = _cells()
-        first, second = _words(size), _words(size)
-        column = ((first >> np.uint64(1)) & np.uint64(2**_CELL_BITS - 1)).astype(np.intp)
-        toss = first >> np.uint64(64 - _TOSS_BITS)
-        cell = np.where(toss < table.keep.take(column), column, table.other.take(column))
-        point = second & np.uint64(2**_FINE_BITS - 1)
+        word = _words(size)
+        column = ((word >> np.uint64(1)) & np.uint64(2**_CELL_BITS - 1)).astype(np.intp)
+        point = (word >> np.uint64(1 + _CELL_BITS)) & np.uint64(2**_POINT_BITS - 1)
+        toss = (word >> np.uint64(1 + _CELL_BITS + _POINT_BITS)) & np.uint64(2**_TOSS_BITS - 1)
+        share = table.share.take(column)
+        own = toss < share
+        tied = np.flatnonzero(toss == share)
+        own[tied] = _words(len(tied)) >> np.uint64(64 - _MORE_BITS) < table.rest.take(column[tied])
+        cell = np.where(own, column, table.other.take(column))
         within = (point.astype(np.float64) + 0.5) * _GRID
         start = cell * _WIDTH
-        # Most draws are kept whatever the point: only the others need the exponential, and more random bits.
-        toss = second >> np.uint64(_FINE_BITS)
+        # Most points are kept whatever they are: only the others need the exponential.
+        toss = word >> np.uint64(64 - _KEEP_BITS)
         unsure = np.flatnonzero(toss >= table.sure.take(cell))
         x = within[unsure]
         kept = np.exp(-x * (start[unsure] + x / 2))
-        again = unsure[(toss[unsure] + _uniform(len(unsure))) * 2.0**-_ACCEPT_BITS >= kept]
-        drawn = np.where(first & np.uint64(1), -start - within, start + within)
+        again = unsure[(toss[unsure] + _uniform(len(unsure))) * 2.0**-_KEEP_BITS >= kept]
+        drawn = np.where(word & np.uint64(1), -start - within, start + within)
         if len(again):
             drawn[again] = self._block(len(again))
         return drawn
 
 
 class _Cells(NamedTuple):
-    """Alias table: column c stands for itself where the toss is below keep[c], and else for other[c].
+    """Alias table: column c stands for itself with ``share[c] + rest[c] / 2**39`` chances of 2**13.
 
-    Tosses for the second comparison below ``sure`` keep any point of the cell.
+    Otherwise it stands for ``other[c]``. A toss below ``sure`` keeps any point of the cell.
     """
 
-    keep: NDArray[np.uint64]
+    share: NDArray[np.uint64]
+    rest: NDArray[np.uint64]
     other: NDArray[np.intp]
     sure: NDArray[np.uint64]
 
@@ -198,12 +207,14 @@ class _Cells(NamedTuple):
 def _cells() -> _Cells:
     n = 2**_CELL_BITS
     starts = [c * _WIDTH for c in range(n)]
-    density = [math.exp(-(a**2) / 2) for a in starts]
-    whole = math.fsum(density)
-    weights = [round(d / whole * 2**63) for d in density]
+    with localcontext() as context:
+        context.prec = 30  # float64 would round more than the weights do
+        density = [(-(Decimal(a) ** 2) / 2).exp() for a in starts]
+        whole = sum(density)
+        weights = [round(d / whole * 2**63) for d in density]
     weights[0] += 2**63 - sum(weights)
-    # Walker's method on integers: each column holds exactly 2**52, from at most two cells.
-    full = 2**_TOSS_BITS
+    # Walker's method on integers: each column holds as much, from at most two cells.
+    full = 2 ** (63 - _CELL_BITS)
     keep, other = [full] * n, list(range(n))
     small = [c for c in range(n) if weights[c] < full]
     large = [c for c in range(n) if weights[c] > full]
@@ -215,8 +226,14 @@ def _cells() -> _Cells:
             large.pop()
             if weights[giver] < full:
                 small.append(giver)
-    sure = [math.floor(math.exp(-_WIDTH * (a + _WIDTH / 2)) * 2**_ACCEPT_BITS) for a in starts]
-    return _Cells(np.array(keep, np.uint64), np.array(other, np.intp), np.array(sure, np.uint64))
+    parts = np.array([divmod(k, 2**_MORE_BITS) for k in keep], np.uint64)
+    sure = [math.floor(math.exp(-_WIDTH * (a + _WIDTH / 2)) * 2**_KEEP_BITS) for a in starts]
+    return _Cells(
+        share=parts[:, 0].copy(),
+        rest=parts[:, 1].copy(),
+        other=np.array(other, np.intp),
+        sure=np.array(sure, np.uint64),
+    )
 
 
 def _uniform(size: int) -> NDArray[np.float64]:
