@@ -149,8 +149,10 @@ class Accounts:
             case "settle":
                 account = self.populations[population]
                 entry = account.entries[body["reservation"]]
-                account.units += body["units"] - entry.units
+                returned = entry.units - body["units"]
+                # The total last: interrupted and taken in again, the record must not return it twice.
                 entry.units, entry.claimed, entry.settled = body["units"], list(body["used"]), True
+                account.units -= returned
             case "cap":
                 self.populations[population].cap = _budget(body)
                 self._event(record, "cap", f"epsilon {body['epsilon']:g}: {body['reason']}")

@@ -77,7 +77,8 @@ class Store:
 
     def __init__(self, path: Path | None, apply: Callable[[Record], None]) -> None:
         self._path, self._apply = path, apply
-        self._seq, self._hash = 0, b""
+        # Number and hash in one value: an interruption must not come between them.
+        self._last: tuple[int, bytes] = 0, b""
         self._pending: list[Record] = []
         self._process = os.getpid()
         # A connection carried over a fork must be neither used nor closed: closing it could roll back what
@@ -100,7 +101,8 @@ class Store:
     @property
     def head(self) -> tuple[int, str]:
         """Number and hash (hexadecimal) of the last record read."""
-        return self._seq, self._hash.hex()
+        seq, digest = self._last
+        return seq, digest.hex()
 
     def refresh(self) -> None:
         """Read what others have added.
@@ -110,11 +112,12 @@ class Store:
         """
         with self._translated():
             self._follow_fork()
-            self._connection.execute("BEGIN")
+            self._roll_back()
             try:
+                self._connection.execute("BEGIN")
                 self._read()
             finally:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -124,17 +127,16 @@ class Store:
         """
         with self._translated():
             self._follow_fork()
+            self._roll_back()
             self._pending.clear()
-            self._begin()
             try:
+                self._begin()
                 self._read()
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._pending.clear()
-                with contextlib.suppress(sqlite3.Error):
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
         # Only now: what is not on the disk was never said.
         pending, self._pending = self._pending, []
@@ -143,8 +145,13 @@ class Store:
 
     def append(self, population: str, kind: str, body: Mapping[str, Any], data: bytes = b"") -> int:
         """Add a record inside :meth:`transaction`; its number."""
+        if not self._connection.in_transaction:
+            raise LedgerUnavailableError(
+                f"the ledger {self._path} was used again, by a signal handler say, in the middle of writing to "
+                "it; try again. Nothing was granted"
+            )
         last = self._pending[-1] if self._pending else None
-        seq, before = (last.seq, last.hash) if last else (self._seq, self._hash)
+        seq, before = (last.seq, last.hash) if last else self._last
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = _digest(before, seq + 1, population.encode(), kind.encode(), text.encode(), data)
         self._connection.execute(
@@ -175,6 +182,12 @@ class Store:
 
     def _begin(self) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
+
+    def _roll_back(self) -> None:
+        """End a transaction that was not committed, also one that an interruption left behind."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
     def _open(self) -> None:
         assert self._path is not None
@@ -224,10 +237,10 @@ class Store:
         head = self._connection.execute("SELECT seq, hash FROM head").fetchone()
         rows = self._connection.execute(
             "SELECT seq, population, kind, body, data, hash FROM record WHERE seq > ? ORDER BY seq",
-            (self._seq,),
+            self._last[:1],
         ).fetchall()
         found = []
-        last, before = self._seq, self._hash
+        last, before = self._last
         for row in rows:
             record = _checked(row, last + 1, before)
             if record is None:
@@ -241,7 +254,7 @@ class Store:
 
     def _accept(self, record: Record) -> None:
         self._apply(record)
-        self._seq, self._hash = record.seq, record.hash
+        self._last = record.seq, record.hash
 
     def _corrupt(self, problem: str) -> LedgerCorruptError:
         return LedgerCorruptError(
