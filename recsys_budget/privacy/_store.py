@@ -81,8 +81,8 @@ class Store:
         self._last: tuple[int, bytes] = 0, b""
         self._pending: list[Record] = []
         self._process = os.getpid()
-        # A connection carried over a fork must be neither used nor closed: closing it could roll back what
-        # the parent is writing.
+        # A connection carried over a fork is never used again. No transaction was open in it, since ledgers
+        # are kept still while a process forks, so that closing it at the end touches nothing of the parent's.
         self._carried_over: list[sqlite3.Connection] = []
         if path is None:
             self._connection = _connect(":memory:")
@@ -147,8 +147,8 @@ class Store:
         """Add a record inside :meth:`transaction`; its number."""
         if not self._connection.in_transaction:
             raise LedgerUnavailableError(
-                f"the ledger {self._path} was used again, by a signal handler say, in the middle of writing to "
-                "it; try again. Nothing was granted"
+                f"the ledger {self._path} was used again, by a signal handler say, in the middle of writing; "
+                "try again. Nothing was granted"
             )
         last = self._pending[-1] if self._pending else None
         seq, before = (last.seq, last.hash) if last else self._last

@@ -127,9 +127,11 @@ class PrivacyLedger:
                     f"the ledger {where} is missing, but its key {key_path(where)} is there: put the ledger "
                     "back. Only if it never held anything that counts, delete the key to start a new one"
                 )
-        self._store = Store(where, self._accounts.apply)
-        self._declare(cap)
-        _LEDGERS.add(self)
+        with _FORK:
+            _LEDGERS.add(self)
+        with self._lock:
+            self._store = Store(where, self._accounts.apply)
+            self._declare(cap)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a ledger cannot be copied or pickled: open its path again instead")
@@ -521,14 +523,25 @@ def _largest(
     return with_noise(factor) if np.isfinite(factor) else None
 
 
+# A fork copies SQLite's own idea of which locks are held and what is half written. So that nothing is, every
+# ledger is kept still while a process forks: fork first takes the locks that reading and writing take.
 _LEDGERS: weakref.WeakSet[PrivacyLedger] = weakref.WeakSet()
+_FORK = threading.RLock()
+_still: list[threading.RLock] = []
 
 
-def _renew_locks() -> None:
-    # Another thread may have held a lock at the moment of the fork; here nobody would ever release it.
-    for ledger in list(_LEDGERS):
-        ledger._lock = threading.RLock()
+def _before_fork() -> None:
+    _FORK.acquire()
+    for ledger in sorted(_LEDGERS, key=id):
+        ledger._lock.acquire()
+        _still.append(ledger._lock)
+
+
+def _after_fork() -> None:
+    while _still:
+        _still.pop().release()
+    _FORK.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -42,7 +41,7 @@ class Reservation:
         self._granted = granted  # claimed from the ledger and not used yet
         self._closed = False
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = ledger._lock
 
     @property
     def id(self) -> int:
