@@ -13,11 +13,13 @@ from the end. Neither finds an older copy put back whole: only a head kept elsew
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import secrets
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,7 +90,7 @@ class Store:
             self._connection = _connect(":memory:")
             _create(self._connection)
         else:
-            if not path.exists():
+            if is_missing(path):
                 _create_file(path)
             self._open()
         self.refresh()
@@ -111,8 +113,7 @@ class Store:
             LedgerError: As for the constructor.
         """
         with self._translated():
-            self._follow_fork()
-            self._roll_back()
+            self._make_ready()
             try:
                 self._connection.execute("BEGIN")
                 self._read()
@@ -126,14 +127,14 @@ class Store:
         All records appended inside are on the disk when the block ends, or none of them counts.
         """
         with self._translated():
-            self._follow_fork()
-            self._roll_back()
+            self._make_ready()
             self._pending.clear()
             try:
                 self._begin()
                 self._read()
                 yield
                 self._connection.execute("COMMIT")
+                self._check_place()
             except BaseException:
                 self._pending.clear()
                 self._roll_back()
@@ -172,9 +173,9 @@ class Store:
             LedgerCorruptError: It has not: an older copy or another file was put in this one's place.
         """
         with self._translated():
-            self._follow_fork()
-            row = self._connection.execute("SELECT hash FROM record WHERE seq = ?", (seq,)).fetchone()
-        if row is None or row[0].hex() != digest:
+            self._make_ready()
+            rows = self._connection.execute("SELECT hex(hash) FROM record WHERE seq = ?", (seq,)).fetchall()
+        if rows != [(digest.upper().encode(),)]:
             raise self._corrupt(
                 f"it does not hold record {seq} that was written to it: an older copy or another file was "
                 "put in its place, so spending is missing. Put the newest copy back"
@@ -195,8 +196,17 @@ class Store:
             status = os.stat(self._path)
             if status.st_size == 0:
                 raise self._corrupt("it is empty")
+            if status.st_nlink > 1 and _drop_leftovers(self._path):
+                # A journal is found by the file's name: under another one, a crash would not be repaired,
+                # or be repaired later, over what was written since.
+                raise LedgerUnavailableError(
+                    f"the ledger {self._path} has another name as well (a hard link); remove that, and take "
+                    "a copy where one is wanted. Nothing was spent"
+                )
             self._file = (status.st_dev, status.st_ino)
             self._connection = _connect(f"{self._path.absolute().as_uri()}?mode=rw")
+            # There is no close(): connections end with the store, and those of a failed opening too.
+            weakref.finalize(self, self._connection.close)
             if self._one("PRAGMA application_id") != _APPLICATION:
                 raise self._corrupt("it is not a ledger")
             version = self._one("PRAGMA user_version")
@@ -207,11 +217,20 @@ class Store:
                 )
             if version != SCHEMA_VERSION:
                 raise self._corrupt(f"it says that its format is {version}")
+            if self._one("PRAGMA journal_mode") != b"delete":
+                raise self._corrupt("its journal mode was changed, so records may lie in another file")
             rows = self._connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
-            if {name.decode(): sql.decode() for name, sql in rows} != _SCHEMA:
+            if dict(rows) != {name.encode(): sql.encode() for name, sql in _SCHEMA.items()}:
                 raise self._corrupt("its tables are not a ledger's")
             if self._one("PRAGMA integrity_check") != b"ok":
                 raise self._corrupt("SQLite finds it damaged")
+
+    def _make_ready(self) -> None:
+        self._follow_fork()
+        self._roll_back()
+        # Pages kept from before are trusted as long as a counter in the file stands where it stood, which it
+        # may after a copy was put back and written to.
+        self._connection.execute("PRAGMA shrink_memory")
 
     def _one(self, statement: str) -> Any:
         return self._connection.execute(statement).fetchone()[0]
@@ -229,11 +248,15 @@ class Store:
         self._process = os.getpid()
         self._open()
 
-    def _read(self) -> None:
+    def _check_place(self) -> None:
+        """What is read and written is the file that everybody else finds under this path."""
         if self._path is not None:
             status = os.stat(self._path)
             if (status.st_dev, status.st_ino) != self._file:
                 raise self._corrupt("it was replaced by another file while it was open; open it again")
+
+    def _read(self) -> None:
+        self._check_place()
         head = self._connection.execute("SELECT seq, hash FROM head").fetchone()
         rows = self._connection.execute(
             "SELECT seq, population, kind, body, data, hash FROM record WHERE seq > ? ORDER BY seq",
@@ -253,7 +276,10 @@ class Store:
             self._accept(record)
 
     def _accept(self, record: Record) -> None:
-        self._apply(record)
+        try:
+            self._apply(record)
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._corrupt(f"record {record.seq} says what cannot be: {error!r}") from error
         self._last = record.seq, record.hash
 
     def _corrupt(self, problem: str) -> LedgerCorruptError:
@@ -267,6 +293,8 @@ class Store:
         """SQLite's errors as this package's. What is not known to be harmless means damage."""
         try:
             yield
+        except UnicodeDecodeError as error:  # of a name in one of SQLite's own messages
+            raise self._corrupt("SQLite finds it damaged") from error
         except sqlite3.Error as error:
             reason = getattr(error, "sqlite_errorname", "")
             for prefix, problem in _UNAVAILABLE.items():
@@ -300,10 +328,10 @@ def _checked(row: tuple[Any, ...], seq: int, before: bytes) -> Record | None:
         stated, *parts, digest = row
         if stated != seq or digest != _digest(before, seq, *parts):
             return None
-    except TypeError:  # damage can change a column's type
+        population, kind, body, data = parts
+        return Record(seq, population.decode(), kind.decode(), json.loads(body), data, digest)
+    except (TypeError, ValueError):  # damage can change a column's type
         return None
-    population, kind, body, data = parts
-    return Record(seq, population.decode(), kind.decode(), json.loads(body), data, digest)
 
 
 def _digest(before: bytes, seq: int, *parts: bytes) -> bytes:
@@ -324,8 +352,8 @@ def _connect(name: str) -> sqlite3.Connection:
     )
     # Damaged text must reach the check of its hash, not fail while it is decoded.
     connection.text_factory = bytes
+    # None of these writes to the file: it may turn out to be another program's.
     for pragma in (
-        "journal_mode=DELETE",
         "synchronous=EXTRA",
         "fullfsync=ON",
         "trusted_schema=OFF",
@@ -334,6 +362,33 @@ def _connect(name: str) -> sqlite3.Connection:
     ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is no file.
+
+    Raises:
+        LedgerUnavailableError: That cannot be told.
+    """
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as error:
+        raise LedgerUnavailableError(
+            f"{path} cannot be reached: {error}; check the path and its permissions"
+        ) from error
+    return False
+
+
+def _drop_leftovers(path: Path) -> bool:
+    """Remove the names that :func:`_create_file` left when it was killed; whether other names remain."""
+    true_path = Path(os.path.realpath(path))
+    for name in true_path.parent.glob(f"{glob.escape(true_path.name)}.new-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if name.samefile(true_path):
+                name.unlink()
+    return os.stat(path).st_nlink > 1
 
 
 def _create(connection: sqlite3.Connection) -> None:
