@@ -40,13 +40,20 @@ def describe(mechanism: Mechanism) -> dict[str, Any]:
         raise UnsupportedMechanismError(
             f"cannot account for {type(mechanism).__name__}; use {' or '.join(_KINDS)}"
         )
-    return {"kind": type(mechanism).__name__} | asdict(mechanism)
+    # Plain numbers, whatever kind of number (NumPy's, say) was given.
+    fields = {name: v if isinstance(v, int) else float(v) for name, v in asdict(mechanism).items()}
+    return {"kind": type(mechanism).__name__} | fields
 
 
 def restore(described: Mapping[str, Any]) -> Mechanism:
     """The mechanism that :func:`describe` described."""
     fields = dict(described)
     return _KINDS[fields.pop("kind")](**fields)
+
+
+def plain(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """The mechanisms as they will be read from the record: plain numbers, counted in double precision."""
+    return tuple(restore(describe(m)) for m in mechanisms)
 
 
 @dataclass
@@ -92,6 +99,7 @@ class Account:
         sketches: Enciphered sketches of those sets.
         disjoint: Populations declared to be other people.
         events: Records other than reservations that history shows: (seq, time, event, words).
+        most_units: Most units under the highest cap there was.
     """
 
     cap: PrivacyBudget
@@ -102,16 +110,20 @@ class Account:
     sketches: list[bytes] = field(default_factory=list)
     disjoint: set[str] = field(default_factory=set)
     events: list[tuple[int, str, str, str]] = field(default_factory=list)
+    most_units: int = field(init=False)
 
     @property
     def live(self) -> list[Entry]:
         """The reservations from which something was or may still be released."""
         return [entry for entry in self.entries.values() if entry.live]
 
+    def __post_init__(self) -> None:
+        self.most_units = self.cap_units
+
     @property
     def cap_units(self) -> int:
-        """Most units under the cap."""
-        return max(0, math.floor(renyi_cap(self.cap, self.order) / UNIT))
+        """Most units under the cap: always fewer than what stands for a divergence that is not finite."""
+        return min(_UNBOUNDED - 1, max(0, math.floor(renyi_cap(self.cap, self.order) / UNIT)))
 
 
 class Accounts:
@@ -149,10 +161,14 @@ class Accounts:
             case "settle":
                 account = self.populations[population]
                 entry = account.entries[body["reservation"]]
-                account.units += body["units"] - entry.units
+                returned = entry.units - body["units"]
+                # The total last: interrupted and taken in again, the record must not return it twice.
                 entry.units, entry.claimed, entry.settled = body["units"], list(body["used"]), True
+                account.units -= returned
             case "cap":
-                self.populations[population].cap = _budget(body)
+                account = self.populations[population]
+                account.cap = _budget(body)
+                account.most_units = max(account.most_units, account.cap_units)
                 self._event(record, "cap", f"epsilon {body['epsilon']:g}: {body['reason']}")
             case "users":
                 account = self.populations[population]

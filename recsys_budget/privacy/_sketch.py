@@ -11,6 +11,7 @@ tells neither who the users are nor how many.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import LedgerCorruptError, LedgerUnavailableError
+from recsys_budget.privacy._store import is_missing
 
 SIZE = 32_768  # marks; 256 KiB
 _PAD = np.uint64(2**64 - 1)
@@ -90,24 +92,21 @@ def read_key(path: Path | None, ledger: str, *, expected: bool) -> bytes:
         return secrets.token_bytes(_KEY_BYTES)
     name = key_path(path)
     fresh = secrets.token_bytes(_KEY_BYTES)
-    if expected and not name.exists():
+    if expected and is_missing(name):
         raise LedgerCorruptError(
             f"the key {name} is missing, so users cannot be compared with those registered; put the key back"
         )
     temporary = name.with_name(f"{name.name}.new-{secrets.token_hex(8)}")
     try:
-        if not name.exists():
+        if is_missing(name):
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w", encoding="ascii") as file:
                 file.write(f"{ledger} {fresh.hex()}\n")
                 file.flush()
                 os.fsync(file.fileno())
-            try:
+            # Where another process made one at the same moment, its key counts.
+            with contextlib.suppress(FileExistsError):
                 os.link(temporary, name)
-            except FileExistsError:
-                pass  # another process made one at the same moment; its key counts
-            finally:
-                temporary.unlink()
         words = name.read_text(encoding="ascii").split()
     except UnicodeDecodeError:
         words = []
@@ -115,6 +114,9 @@ def read_key(path: Path | None, ledger: str, *, expected: bool) -> bytes:
         raise LedgerUnavailableError(
             f"the key {name} cannot be read or made: {error}; make file and folder accessible"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     if len(words) != 2 or words[0] != ledger or len(words[1]) != 2 * _KEY_BYTES:
         raise LedgerCorruptError(
             f"{name} is not the key of this ledger, so users cannot be compared; put the right key back"

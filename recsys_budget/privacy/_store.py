@@ -13,11 +13,13 @@ from the end. Neither finds an older copy put back whole: only a head kept elsew
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import secrets
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,17 +79,18 @@ class Store:
 
     def __init__(self, path: Path | None, apply: Callable[[Record], None]) -> None:
         self._path, self._apply = path, apply
-        self._seq, self._hash = 0, b""
+        # Number and hash in one value: an interruption must not come between them.
+        self._last: tuple[int, bytes] = 0, b""
         self._pending: list[Record] = []
         self._process = os.getpid()
-        # A connection carried over a fork must be neither used nor closed: closing it could roll back what
-        # the parent is writing.
+        # A connection carried over a fork is never used again. No transaction was open in it, since ledgers
+        # are kept still while a process forks, so that closing it at the end touches nothing of the parent's.
         self._carried_over: list[sqlite3.Connection] = []
         if path is None:
             self._connection = _connect(":memory:")
             _create(self._connection)
         else:
-            if not path.exists():
+            if is_missing(path):
                 _create_file(path)
             self._open()
         self.refresh()
@@ -100,7 +103,8 @@ class Store:
     @property
     def head(self) -> tuple[int, str]:
         """Number and hash (hexadecimal) of the last record read."""
-        return self._seq, self._hash.hex()
+        seq, digest = self._last
+        return seq, digest.hex()
 
     def refresh(self) -> None:
         """Read what others have added.
@@ -109,12 +113,12 @@ class Store:
             LedgerError: As for the constructor.
         """
         with self._translated():
-            self._follow_fork()
-            self._connection.execute("BEGIN")
+            self._make_ready()
             try:
+                self._connection.execute("BEGIN")
                 self._read()
             finally:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -123,18 +127,17 @@ class Store:
         All records appended inside are on the disk when the block ends, or none of them counts.
         """
         with self._translated():
-            self._follow_fork()
+            self._make_ready()
             self._pending.clear()
-            self._begin()
             try:
+                self._begin()
                 self._read()
                 yield
                 self._connection.execute("COMMIT")
+                self._check_place()
             except BaseException:
                 self._pending.clear()
-                with contextlib.suppress(sqlite3.Error):
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
         # Only now: what is not on the disk was never said.
         pending, self._pending = self._pending, []
@@ -143,8 +146,13 @@ class Store:
 
     def append(self, population: str, kind: str, body: Mapping[str, Any], data: bytes = b"") -> int:
         """Add a record inside :meth:`transaction`; its number."""
+        if not self._connection.in_transaction:
+            raise LedgerUnavailableError(
+                f"the ledger {self._path} was used again, by a signal handler say, in the middle of writing; "
+                "try again. Nothing was granted"
+            )
         last = self._pending[-1] if self._pending else None
-        seq, before = (last.seq, last.hash) if last else (self._seq, self._hash)
+        seq, before = (last.seq, last.hash) if last else self._last
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = _digest(before, seq + 1, population.encode(), kind.encode(), text.encode(), data)
         self._connection.execute(
@@ -165,9 +173,9 @@ class Store:
             LedgerCorruptError: It has not: an older copy or another file was put in this one's place.
         """
         with self._translated():
-            self._follow_fork()
-            row = self._connection.execute("SELECT hash FROM record WHERE seq = ?", (seq,)).fetchone()
-        if row is None or row[0].hex() != digest:
+            self._make_ready()
+            rows = self._connection.execute("SELECT hex(hash) FROM record WHERE seq = ?", (seq,)).fetchall()
+        if rows != [(digest.upper().encode(),)]:
             raise self._corrupt(
                 f"it does not hold record {seq} that was written to it: an older copy or another file was "
                 "put in its place, so spending is missing. Put the newest copy back"
@@ -176,14 +184,29 @@ class Store:
     def _begin(self) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
 
+    def _roll_back(self) -> None:
+        """End a transaction that was not committed, also one that an interruption left behind."""
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
     def _open(self) -> None:
         assert self._path is not None
         with self._translated():
             status = os.stat(self._path)
             if status.st_size == 0:
                 raise self._corrupt("it is empty")
+            if status.st_nlink > 1 and _drop_leftovers(self._path):
+                # A journal is found by the file's name: under another one, a crash would not be repaired,
+                # or be repaired later, over what was written since.
+                raise LedgerUnavailableError(
+                    f"the ledger {self._path} has another name as well (a hard link); remove that, and take "
+                    "a copy where one is wanted. Nothing was spent"
+                )
             self._file = (status.st_dev, status.st_ino)
             self._connection = _connect(f"{self._path.absolute().as_uri()}?mode=rw")
+            # There is no close(): connections end with the store, and those of a failed opening too.
+            weakref.finalize(self, self._connection.close)
             if self._one("PRAGMA application_id") != _APPLICATION:
                 raise self._corrupt("it is not a ledger")
             version = self._one("PRAGMA user_version")
@@ -194,11 +217,20 @@ class Store:
                 )
             if version != SCHEMA_VERSION:
                 raise self._corrupt(f"it says that its format is {version}")
+            if self._one("PRAGMA journal_mode") != b"delete":
+                raise self._corrupt("its journal mode was changed, so records may lie in another file")
             rows = self._connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
-            if {name.decode(): sql.decode() for name, sql in rows} != _SCHEMA:
+            if dict(rows) != {name.encode(): sql.encode() for name, sql in _SCHEMA.items()}:
                 raise self._corrupt("its tables are not a ledger's")
             if self._one("PRAGMA integrity_check") != b"ok":
                 raise self._corrupt("SQLite finds it damaged")
+
+    def _make_ready(self) -> None:
+        self._follow_fork()
+        self._roll_back()
+        # Pages kept from before are trusted as long as a counter in the file stands where it stood, which it
+        # may after a copy was put back and written to.
+        self._connection.execute("PRAGMA shrink_memory")
 
     def _one(self, statement: str) -> Any:
         return self._connection.execute(statement).fetchone()[0]
@@ -216,18 +248,22 @@ class Store:
         self._process = os.getpid()
         self._open()
 
-    def _read(self) -> None:
+    def _check_place(self) -> None:
+        """What is read and written is the file that everybody else finds under this path."""
         if self._path is not None:
             status = os.stat(self._path)
             if (status.st_dev, status.st_ino) != self._file:
                 raise self._corrupt("it was replaced by another file while it was open; open it again")
+
+    def _read(self) -> None:
+        self._check_place()
         head = self._connection.execute("SELECT seq, hash FROM head").fetchone()
         rows = self._connection.execute(
             "SELECT seq, population, kind, body, data, hash FROM record WHERE seq > ? ORDER BY seq",
-            (self._seq,),
+            self._last[:1],
         ).fetchall()
         found = []
-        last, before = self._seq, self._hash
+        last, before = self._last
         for row in rows:
             record = _checked(row, last + 1, before)
             if record is None:
@@ -240,8 +276,11 @@ class Store:
             self._accept(record)
 
     def _accept(self, record: Record) -> None:
-        self._apply(record)
-        self._seq, self._hash = record.seq, record.hash
+        try:
+            self._apply(record)
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._corrupt(f"record {record.seq} says what cannot be: {error!r}") from error
+        self._last = record.seq, record.hash
 
     def _corrupt(self, problem: str) -> LedgerCorruptError:
         return LedgerCorruptError(
@@ -254,6 +293,8 @@ class Store:
         """SQLite's errors as this package's. What is not known to be harmless means damage."""
         try:
             yield
+        except UnicodeDecodeError as error:  # of a name in one of SQLite's own messages
+            raise self._corrupt("SQLite finds it damaged") from error
         except sqlite3.Error as error:
             reason = getattr(error, "sqlite_errorname", "")
             for prefix, problem in _UNAVAILABLE.items():
@@ -287,10 +328,10 @@ def _checked(row: tuple[Any, ...], seq: int, before: bytes) -> Record | None:
         stated, *parts, digest = row
         if stated != seq or digest != _digest(before, seq, *parts):
             return None
-    except TypeError:  # damage can change a column's type
+        population, kind, body, data = parts
+        return Record(seq, population.decode(), kind.decode(), json.loads(body), data, digest)
+    except (TypeError, ValueError):  # damage can change a column's type
         return None
-    population, kind, body, data = parts
-    return Record(seq, population.decode(), kind.decode(), json.loads(body), data, digest)
 
 
 def _digest(before: bytes, seq: int, *parts: bytes) -> bytes:
@@ -311,8 +352,8 @@ def _connect(name: str) -> sqlite3.Connection:
     )
     # Damaged text must reach the check of its hash, not fail while it is decoded.
     connection.text_factory = bytes
+    # None of these writes to the file: it may turn out to be another program's.
     for pragma in (
-        "journal_mode=DELETE",
         "synchronous=EXTRA",
         "fullfsync=ON",
         "trusted_schema=OFF",
@@ -321,6 +362,33 @@ def _connect(name: str) -> sqlite3.Connection:
     ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is no file.
+
+    Raises:
+        LedgerUnavailableError: That cannot be told.
+    """
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as error:
+        raise LedgerUnavailableError(
+            f"{path} cannot be reached: {error}; check the path and its permissions"
+        ) from error
+    return False
+
+
+def _drop_leftovers(path: Path) -> bool:
+    """Remove the names that :func:`_create_file` left when it was killed; whether other names remain."""
+    true_path = Path(os.path.realpath(path))
+    for name in true_path.parent.glob(f"{glob.escape(true_path.name)}.new-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if name.samefile(true_path):
+                name.unlink()
+    return os.stat(path).st_nlink > 1
 
 
 def _create(connection: sqlite3.Connection) -> None:

@@ -30,7 +30,7 @@ from recsys_budget.errors import (
 from recsys_budget.privacy import _account
 from recsys_budget.privacy._account import UNIT, Account, Accounts, Entry
 from recsys_budget.privacy._sketch import Sketcher, key_path, read_key
-from recsys_budget.privacy._store import Store
+from recsys_budget.privacy._store import Store, is_missing
 from recsys_budget.privacy.accounting import (
     epsilon,
     filter_order,
@@ -114,25 +114,28 @@ class PrivacyLedger:
         *,
         population: str = "users",
     ) -> None:
-        if not isinstance(population, str) or not population:
+        if not isinstance(population, str) or not population or not _encodable(population):
             raise SpecificationError(f"population is {population!r}; give the people a name")
         self._population = population
         self._lock = threading.RLock()
         self._accounts = Accounts()
         self._sketcher: Sketcher | None = None
         self._other_marks: dict[tuple[str, int], NDArray[np.uint64]] = {}
-        where = None if path is None else Path(path)
-        if where is not None and not where.exists():
+        # Absolute, so that it stays the same file wherever the process goes.
+        where = None if path is None else Path(path).absolute()
+        if where is not None and is_missing(where):
             if cap is None:
                 raise SpecificationError(f"there is no ledger {where}; give the cap to make one")
-            if key_path(where).exists():
+            if not is_missing(key_path(where)):
                 raise LedgerCorruptError(
                     f"the ledger {where} is missing, but its key {key_path(where)} is there: put the ledger "
                     "back. Only if it never held anything that counts, delete the key to start a new one"
                 )
-        self._store = Store(where, self._accounts.apply)
-        self._declare(cap)
-        _LEDGERS.add(self)
+        with _FORK:
+            _LEDGERS.add(self)
+        with self._lock:
+            self._store = Store(where, self._accounts.apply)
+            self._declare(cap)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a ledger cannot be copied or pickled: open its path again instead")
@@ -175,18 +178,21 @@ class PrivacyLedger:
     def guaranteed_epsilon(self) -> float:
         """Epsilon that everything reserved so far is guaranteed to keep to.
 
-        What one reservation costs by PLD; from the second on the cap itself, since a filter guarantees its
-        cap, and what was spent under it is a running figure.
+        What one reservation costs by PLD; from the second on the cap itself, the highest there was, since a
+        filter guarantees its cap, and what was spent under it is a running figure.
         """
         with self._read() as account:
-            live = account.live
+            live, delta = account.live, account.cap.delta
             if len(live) > 1:
-                return account.cap.epsilon
+                # Of the highest cap there was: lowering it does not take back what it admitted.
+                return max(
+                    account.cap.epsilon, renyi_epsilon(UNIT * account.most_units, delta, account.order)
+                )
             return epsilon(live[0].mechanisms, account.cap.delta) if live else 0.0
 
     def fits(self, mechanisms: Sequence[Mechanism]) -> bool:
         """Whether :meth:`reserve` would grant this; reserves nothing."""
-        request = tuple(mechanisms)
+        request = _account.plain(mechanisms)
         with self._read() as account:
             return _granted(account, request) is not None
 
@@ -205,10 +211,9 @@ class PrivacyLedger:
             UnsupportedMechanismError: A mechanism that cannot be accounted; nothing is recorded.
             LedgerError: The record cannot be written; nothing is granted.
         """
-        request = tuple(mechanisms)
+        request = _account.plain(mechanisms)
         if not request:
             raise SpecificationError("an empty reservation; name the mechanisms that are about to run")
-        described = [_account.describe(m) for m in request]
         # Worked out before the file is locked, since it is slow; the second look, inside, is from the cache.
         self.fits(request)
         with self._write() as account:
@@ -217,7 +222,7 @@ class PrivacyLedger:
                 units, filtered = terms
                 number = self._append(
                     "reserve",
-                    mechanisms=described,
+                    mechanisms=[_account.describe(m) for m in request],
                     purpose=str(purpose),
                     units=units,
                     filtered=filtered,
@@ -266,6 +271,7 @@ class PrivacyLedger:
                 self._sketcher = self._make_sketcher()
         marks, digest = self._sketcher.marks(map(str, users))
         with self._write() as account:
+            self._check_key(self._sketcher)
             shared = self._known_as(marks)
             if shared is not None:
                 raise PopulationError(
@@ -335,7 +341,11 @@ class PrivacyLedger:
                 {"record": seq, "time": time, "event": event, "purpose": words}
                 for seq, time, event, words in account.events
             ]
-            entries = list(account.entries.values())
+            units, live, totals = 0, [], []
+            for entry in account.entries.values():
+                units += entry.units
+                live += [entry] if entry.live else []
+                totals.append(_total(account, units, live))
             rows += [
                 {
                     "record": entry.seq,
@@ -347,10 +357,10 @@ class PrivacyLedger:
                         f"{n} of {releases(m)}" for n, m in zip(entry.claimed, entry.mechanisms, strict=True)
                     ),
                     "epsilon": epsilon(entry.mechanisms, account.cap.delta),
-                    "total": _spent(account, entries[: i + 1]),
+                    "total": total,
                     "settled": entry.settled,
                 }
-                for i, entry in enumerate(entries)
+                for entry, total in zip(account.entries.values(), totals, strict=True)
             ]
         rows.sort(key=lambda row: int(row["record"]))
         frame = pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -461,11 +471,14 @@ class PrivacyLedger:
     def _make_sketcher(self) -> Sketcher:
         known = self._accounts.fingerprint
         sketcher = Sketcher(read_key(self.path, self._accounts.ledger, expected=bool(known)))
-        if known not in ("", sketcher.fingerprint):
+        self._check_key(sketcher)
+        return sketcher
+
+    def _check_key(self, sketcher: Sketcher) -> None:
+        if self._accounts.fingerprint not in ("", sketcher.fingerprint):
             raise LedgerCorruptError(
                 f"{self.path} was written with another key than now lies beside it; put the right key back"
             )
-        return sketcher
 
     def _known_as(self, marks: NDArray[np.uint64]) -> str | None:
         """Another population, not declared disjoint, that some of these users are known under."""
@@ -515,18 +528,28 @@ def _granted(account: Account, request: tuple[Mechanism, ...]) -> tuple[int, boo
     return None
 
 
-def _spent(account: Account, entries: Sequence[Entry] | None = None) -> float:
-    """Epsilon of these reservations, all of them by default, as they count now."""
-    live = account.live if entries is None else [e for e in entries if e.live]
-    delta = account.cap.delta
-    filtered = renyi_epsilon(UNIT * sum(e.units for e in live), delta, account.order)
-    return min(filtered, epsilon(live[0].mechanisms, delta)) if len(live) == 1 else filtered
+def _spent(account: Account) -> float:
+    """Epsilon of all reservations, as they count now."""
+    return _total(account, account.units, account.live)
+
+
+def _total(account: Account, units: int, live: Sequence[Entry]) -> float:
+    """Epsilon of these reservations, which count for so many units."""
+    filtered = renyi_epsilon(UNIT * units, account.cap.delta, account.order)
+    return min(filtered, epsilon(live[0].mechanisms, account.cap.delta)) if len(live) == 1 else filtered
 
 
 def _remaining(account: Account) -> float:
     if _granted(account, (_LEAST,)) is None:
         return 0.0
     return max(0.0, account.cap.epsilon - _spent(account))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _largest(
@@ -551,14 +574,25 @@ def _largest(
     return with_noise(factor) if np.isfinite(factor) else None
 
 
+# A fork copies SQLite's own idea of which locks are held and what is half written. So that nothing is, every
+# ledger is kept still while a process forks: fork first takes the locks that reading and writing take.
 _LEDGERS: weakref.WeakSet[PrivacyLedger] = weakref.WeakSet()
+_FORK = threading.RLock()
+_still: list[threading.RLock] = []
 
 
-def _renew_locks() -> None:
-    # Another thread may have held a lock at the moment of the fork; here nobody would ever release it.
-    for ledger in list(_LEDGERS):
-        ledger._lock = threading.RLock()
+def _before_fork() -> None:
+    _FORK.acquire()
+    for ledger in sorted(_LEDGERS, key=id):
+        ledger._lock.acquire()
+        _still.append(ledger._lock)
+
+
+def _after_fork() -> None:
+    while _still:
+        _still.pop().release()
+    _FORK.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -42,7 +41,7 @@ class Reservation:
         self._granted = granted  # claimed from the ledger and not used yet
         self._closed = False
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = ledger._lock
 
     @property
     def ledger(self) -> PrivacyLedger:
@@ -67,7 +66,7 @@ class Reservation:
     @property
     def settled(self) -> bool:
         """Whether :meth:`commit` was called, here or in another process."""
-        return self._closed or self._ledger._entry(self._id).settled
+        return self._ledger._entry(self._id).settled
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a reservation cannot be copied or pickled: its releases are granted once")
@@ -137,10 +136,10 @@ class Reservation:
         if os.getpid() != self._process:
             return
         with self._lock:
-            if not self._closed:
-                self._ledger._settle(self._id, self._granted)
-                self._granted = [0] * len(self._mechanisms)
-                self._closed = True
+            # First of all: whether what comes next is interrupted or not, what is returned is never used.
+            self._closed = True
+            self._ledger._settle(self._id, self._granted)
+            self._granted = [0] * len(self._mechanisms)
 
     def _claim(self, places: list[int], mechanism: Mechanism) -> tuple[int, int]:
         place, count = self._ledger._claim(self._id, places)
