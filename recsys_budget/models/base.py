@@ -24,6 +24,11 @@ class Recommender(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn shi
     """Base of all models, scikit-learn style: constructor arguments are public constants, data comes to fit.
 
     Models read a served user's own history when scoring, so users need not have been seen in training.
+
+    Attributes:
+        catalogue_: The item catalogue that the model was fitted on.
+        receipt_: What it cost and what it guarantees; of a model that reads without spending, that it is not
+            private. Written by ``fit``.
     """
 
     catalogue_: ItemCatalogue
