@@ -532,7 +532,7 @@ class TestPopulations:
 
 
 class TestDisplay:
-    def test_spent_remaining_and_purposes_are_shown_escaped(self, tmp_path):
+    def test_spent_remaining_and_purposes_are_shown_escaped(self, tmp_path, monkeypatch):
         ledger = PrivacyLedger(BUDGET, tmp_path / "b.db", population="<b>people</b>")
         assert "nothing is spent yet" in ledger._repr_html_()
         ledger.reserve([GaussianMechanism(9.0)], purpose="<script>alert(1)</script> & $x_{$")
@@ -542,6 +542,8 @@ class TestDisplay:
         assert "&lt;b&gt;people" in shown
         assert "remaining:" in shown
         assert str(tmp_path / "b.db") in shown
+        monkeypatch.chdir(tmp_path)
+        assert "Kept in b.db." in ledger._repr_html_()
 
     def test_long_records_are_cut_and_say_so(self):
         ledger = PrivacyLedger(PrivacyBudget(8.0, 1e-5))

@@ -387,7 +387,9 @@ class PrivacyLedger:
                 )
                 for entry in account.entries.values()
             ]
-        where = str(self.path) if self.path else "the memory of this process: gone when it ends"
+        where: Path | str = self.path or "the memory of this process: gone when it ends"
+        if self.path is not None and self.path.is_relative_to(Path.cwd()):
+            where = self.path.relative_to(Path.cwd())
         shown = rows[-_SHOWN:]
         earlier = f" ({len(rows) - _SHOWN} earlier ones are in history())" if len(rows) > _SHOWN else ""
         return _html.card(
