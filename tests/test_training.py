@@ -141,6 +141,32 @@ def test_a_row_that_overflows_inside_the_module_is_bounded_like_any_other():
     assert float(without.norm()) > 0
 
 
+@pytest.mark.parametrize(("where", "steepness"), [(0, 1e19), (1, 1e19), (1, 1e25)])
+def test_a_gradient_whose_square_vanishes_is_bounded_like_any_other(where, steepness):
+    """Opacus multiplies two squares: one vanishes, though the gradient itself is far above the bound."""
+    clip = 1e-5
+
+    def steep():
+        module = nn.Sequential(nn.Linear(ITEMS, 1, bias=False), nn.Linear(1, 1, bias=False))
+        with torch.no_grad():
+            for p in module.parameters():
+                p.fill_(1 / 3)  # clipped_sum takes three times these
+            if where == 1:
+                module[0].weight.mul_(steepness)
+        return module
+
+    def faint(outputs, row):
+        return 1e-23 * outputs.sum()
+
+    rows = torch.zeros(1, ITEMS)
+    rows[0, 0] = steepness if where == 0 else 1.0
+    moved = clipped_sum(steep, faint, rows, clip) - clipped_sum(steep, faint, rows[:0], clip)
+    assert float(moved.norm()) <= clip
+    # What is tested for is there: the last layer's gradient is above the bound, and its square vanishes.
+    assert 1e-23 * steepness > clip
+    assert float(torch.tensor(1e-23) ** 2) == 0
+
+
 def test_only_poisonous_rows():
     assert clipped_sum(linear, squared, torch.full((3, ITEMS), float("nan"))).abs().max() == 0
 
