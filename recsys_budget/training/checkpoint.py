@@ -95,8 +95,8 @@ class Checkpoint:
         if (self.head.ledger, self.head.population) != (head.ledger, head.population):
             raise CheckpointError(
                 f"the checkpoint belongs to population {self.head.population!r} of ledger "
-                f"{self.head.ledger}, not to {head.population!r} of {head.ledger}: open that one, or give the "
-                "run another folder"
+                f"{self.head.ledger}, not to {head.population!r} of {head.ledger}: open that one, or give "
+                "the run another folder"
             )
 
 
