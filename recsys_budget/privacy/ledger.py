@@ -37,7 +37,7 @@ from recsys_budget.privacy.accounting import (
     round_up,
 )
 from recsys_budget.privacy.budget import PrivacyBudget
-from recsys_budget.privacy.mechanism import Mechanism
+from recsys_budget.privacy.mechanism import Mechanism, releases
 from recsys_budget.privacy.reservation import _FROM_A_LEDGER, Reservation
 
 _SHOWN = 12  # reservations in a notebook's display
