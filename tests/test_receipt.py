@@ -214,6 +214,12 @@ def test_broken_text_is_a_typed_error(text):
         Receipt.from_json(text)
 
 
+def test_a_field_that_is_written_twice_is_refused(ledger):
+    text = write(ledger).to_json()
+    with pytest.raises(DataError, match=r"twice.*epsilon"):
+        Receipt.from_json(text.replace('"cap": 3.0', '"epsilon": 0.1,\n "cap": 3.0'))
+
+
 @pytest.mark.parametrize("figure", ["1e999", "1" + "0" * 400, "1e301"])
 def test_figures_beyond_all_bounds_are_refused(ledger, figure):
     text = write(ledger).to_json().replace('"cap": 3.0', f'"cap": {figure}')
