@@ -185,7 +185,7 @@ class TestSharing:
         code = (
             "import os, signal, sys\n"
             "from recsys_budget.privacy import PrivacyBudget, PrivacyLedger, SampledGaussianMechanism\n"
-            "training = SampledGaussianMechanism(2.0, 0.05, 200)\n"
+            "training = SampledGaussianMechanism(1.4, 0.05, 200)\n"
             "ledger = PrivacyLedger(PrivacyBudget(3.0, 1e-5), sys.argv[1])\n"
             "reservation = ledger.reserve([training], purpose='killed')\n"
             "for _ in range(60):\n"
@@ -196,12 +196,12 @@ class TestSharing:
         assert done.returncode == -signal.SIGKILL
         ledger = PrivacyLedger(path=path)
         whole, number = ledger.spent, int(ledger.history()["record"].iloc[0])
-        training = SampledGaussianMechanism(2.0, 0.05, 200)
+        training = SampledGaussianMechanism(1.4, 0.05, 200)
         resumed = ledger.resume(number)
         assert 60 <= resumed.used(training) <= 60 + 25  # at most a chunk too many
         resumed.commit()
         assert ledger.spent < whole
-        assert ledger.spent >= min(filter_epsilon([SampledGaussianMechanism(2.0, 0.05, 60)], BUDGET), whole)
+        assert ledger.spent >= min(filter_epsilon([SampledGaussianMechanism(1.4, 0.05, 60)], BUDGET), whole)
 
 
 class TestUnavailable:
