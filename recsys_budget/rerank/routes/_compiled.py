@@ -12,9 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, TypeVar, cast
-
-_F = TypeVar("_F", bound=Callable[..., Any])
+from typing import Any
 
 _numba: Any = import_module("numba") if find_spec("numba") else None
 
@@ -22,7 +20,7 @@ _numba: Any = import_module("numba") if find_spec("numba") else None
 COMPILED: bool = _numba is not None and not _numba.config.DISABLE_JIT
 
 
-def njit(function: _F) -> _F:
+def njit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel on its first call; without numba, return it as it is.
 
     Machine code is kept between processes where numba finds a folder to write to. Numba notices a change of
@@ -30,10 +28,12 @@ def njit(function: _F) -> _F:
     """
     if not COMPILED:
         return function
+    compiled: Callable[..., Any]
     try:
-        return cast(_F, _numba.njit(nogil=True, cache=True)(function))
+        compiled = _numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder for the cache: a read-only installation without a home
-        return cast(_F, _numba.njit(nogil=True)(function))
+        compiled = _numba.njit(nogil=True)(function)
+    return compiled
 
 
 def cores() -> int:
