@@ -132,7 +132,7 @@ def solve_coupled(
 
 def _price(dual: Dual, warm: NDArray[np.float64] | None, gap: float, deadline: float) -> tuple[Point, float]:
     """Good prices: from ever larger samples, then from everybody."""
-    everyone, spacing = dual.oracle.users, _spacing(dual.oracle)
+    everyone, spacing = dual.oracle.users, dual.oracle.spacing
     prices, radius = np.zeros(len(dual.rows.lower)), spacing
     if warm is not None:
         prices, radius = warm, 0.1 * spacing
@@ -145,14 +145,6 @@ def _price(dual: Dual, warm: NDArray[np.float64] | None, gap: float, deadline: f
         size *= 8
     near = 1e-4 if warm is None else 5e-4  # when the first step is to mend what little changed
     return minimise(dual, prices, radius=radius, tolerance=0.02 * gap, near=near, deadline=deadline)
-
-
-def _spacing(oracle: Oracle) -> float:
-    """A usual difference between the gains of neighbours in a slate."""
-    some = oracle.sample(1_000)
-    slates = oracle.gains[oracle.offsets[some, None] + oracle.chosen[some]].astype(np.float64)
-    spread = (slates.max(axis=1) - slates.min(axis=1)).mean() if len(some) else 0.0
-    return float(spread or slates.max(initial=0.0) or 1.0) / oracle.tree.k
 
 
 def _keep_to_rows(
@@ -307,4 +299,5 @@ def _ray(dual: Dual, point: Point) -> NDArray[np.float64]:
         if dual.at(few).bound < 0.0:
             ray = few
             break
-    return np.divide(ray, np.abs(ray).max())
+    scaled: NDArray[np.float64] = ray / np.abs(ray).max()
+    return scaled

@@ -98,7 +98,8 @@ class Dual:
     ) -> sparse.csr_array:
         """How fast loads fall as prices rise, ``(n_rows, n_rows)``, from the exchanges that cost little."""
         users = self.oracle.users if users is None else users
-        users = users[:: max(1, -(-len(users) // _SAMPLE))]
+        enough = max(500, int(_SAMPLE * min(1.0, self.oracle.spacing / within)))
+        users = users[:: max(1, -(-len(users) // enough))]
         found = self.oracle.exchanges(self.item_prices(prices), within, users)
         items, best = self.oracle.items, found.cheapest
         n_items = self.rows.coefficients.shape[1]
@@ -143,7 +144,7 @@ def minimise(
         deadline: Value of ``time.perf_counter`` after which no further step is made.
 
     Returns:
-        The best point, and the size of the last step, likewise.
+        The best point, and how far the last step moved the prices of items apart.
     """
     rows = dual.rows
     point = dual.at(np.clip(prices, *dual.limits), users)
@@ -178,11 +179,14 @@ def minimise(
         before = dual.oracle.state() if users is None else ()
         trial = dual.at(target, users)
         kept = (point.bound - trial.bound) / promised
-        reach = float(np.abs(step * rows.scale).max())
+        size = float(np.abs(step * rows.scale).max())
         if kept < 0.3:
-            radius = reach / 3.0
-        elif kept > 0.7 and reach >= 0.99 * radius:
+            radius = size / 3.0
+        elif kept > 0.7 and size >= 0.99 * radius:
             radius *= 3.0
+        # What exchanges feel is how far the prices of items move apart.
+        moved = dual.item_prices(step)
+        reach = max(float(moved.max() - moved.min()), 1e-12 * size)
         fresh = kept > 0.05
         if fresh:
             point = trial

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,14 @@ class Oracle:
     def gain(self) -> float:
         """Total gain, without prices, of everybody's slates as they were last set."""
         return float(self._gain[self.users].sum())
+
+    @cached_property
+    def spacing(self) -> float:
+        """A usual difference between the gains of neighbours in a slate, above 0."""
+        users = self.sample(1_000)
+        slates = self.gains[self.offsets[users, None] + self.chosen[users]].astype(np.float64)
+        spread = float((slates.max(axis=1) - slates.min(axis=1)).mean()) if len(users) else 0.0
+        return (spread or self.largest or 1.0) / self.tree.k
 
     def state(self) -> tuple[NDArray[Any], ...]:
         """A copy of the slates and of what is known about them."""
