@@ -107,8 +107,19 @@ def solve_coupled(
                 "a warm start needs the same candidates and quotas as the answer it starts from, in the same "
                 "arrays; solve without it"
             )
+    return solve_from(oracle, rows, None if warm is None else warm.prices, gap, deadline)
+
+
+def solve_from(
+    oracle: Oracle,
+    rows: PopulationRows,
+    prices: NDArray[np.float64] | None,
+    gap: float,
+    deadline: float,
+) -> CoupledSlates:
+    """Slates of an oracle's users, from prices believed to be good, or from none."""
     dual = Dual(oracle, rows)
-    point, reach = _price(dual, None if warm is None else warm.prices, gap, deadline)
+    point, reach = _price(dual, prices, gap, deadline)
     if point.bound < 0.0:
         chosen = oracle.chosen.copy()
         ray: NDArray[np.float64] | None = _ray(dual, point)
