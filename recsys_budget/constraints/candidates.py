@@ -1,12 +1,15 @@
-"""One user's candidates: all that a constraint or an objective may look at."""
+"""Candidates of one user and of many: all that a constraint or an objective may look at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import SpecificationError
@@ -22,25 +25,18 @@ class Candidates:
         user: User id.
         catalogue: The catalogue that the items are from.
         items: Positions in the catalogue, shape ``(n,)``, distinct, intp.
-        relevance: Shape ``(n,)``, float64, finite, higher is better.
-        membership: 0/1 matrix, shape ``(n, n_categories)``, float64, a row an item.
+        relevance: Shape ``(n,)``, float64, finite, higher is better, never rising.
+        k: Items that the slate is to hold.
+        history: Share of each category in what the user had used, shape ``(n_categories,)``, float64: sums to
+            1, or to 0 for a user without a categorised item. None where no history was passed.
     """
 
     user: str
     catalogue: ItemCatalogue
     items: NDArray[np.intp]
     relevance: NDArray[np.float64]
-    membership: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls, user: str, catalogue: ItemCatalogue, items: NDArray[np.intp], relevance: NDArray[np.float64]
-    ) -> Candidates:
-        """The candidates in the order given, with their categories read from the catalogue."""
-        membership = catalogue.membership[items].toarray().astype(np.float64)
-        for array in (items, relevance, membership):
-            array.setflags(write=False)
-        return cls(user, catalogue, items, relevance, membership)
+    k: int
+    history: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return int(self.relevance.shape[0])
@@ -48,25 +44,121 @@ class Candidates:
     def __repr__(self) -> str:
         return f"Candidates({len(self)} items for user {self.user!r})"
 
-    def category(self, name: str) -> Any:
-        """Membership in the named category, shape ``(n,)``.
+    @cached_property
+    def membership(self) -> NDArray[np.float64]:
+        """0/1 matrix, shape ``(n, n_categories)``, float64, a row an item."""
+        return np.asarray(self.catalogue.membership[self.items].toarray(), np.float64)
+
+    def category(self, name: str) -> NDArray[np.float64]:
+        """Membership in the named category, shape ``(n,)``, 0 or 1.
 
         Raises:
             SpecificationError: The catalogue has no such category.
         """
         return self.membership[:, category_code(self.catalogue, name)]
 
-    def alike(self) -> NDArray[np.intp]:
-        """A label a candidate, shape ``(n,)``; equal where nothing but the id tells two candidates apart.
+    def attribute(self, name: str) -> NDArray[np.float64]:
+        """The catalogue's numbers of that name, shape ``(n,)``, NaN where unknown.
 
-        The re-ranker swaps such candidates so that ties break by their order. Whatever a constraint can tell
-        apart must be in here; if it is not, the check after the swap refuses the slate.
+        Raises:
+            SpecificationError: The catalogue has no such attribute.
         """
-        known = np.column_stack(
-            [self.relevance, self.catalogue.provider_codes[self.items], self.membership.astype(bool)]
+        return self.catalogue.attribute(name)[self.items]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a candidate: item, relevance, and what else the catalogue knows of it."""
+        known = self.catalogue.take(self.items).to_frame()
+        known.insert(1, "relevance", self.relevance)
+        return known
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """The candidates of many users, user by user, each user's best first.
+
+    Equally relevant candidates stand in the order of the catalogue: this order is the tie rule everywhere.
+    Slates are written as ``chosen``, shape ``(n_users, k)``: rows of each user's own candidates in the order
+    of the slate, -1 where there is none.
+
+    Attributes:
+        catalogue: The catalogue that the items are from.
+        users: User ids, shape ``(n_users,)``, unique strings, shorter ids first and then alphabetically.
+        offsets: Row boundaries, shape ``(n_users + 1,)``, int64.
+        items: Positions in the catalogue, shape ``(n_rows,)``, intp.
+        relevance: Shape ``(n_rows,)``, float64, finite.
+        k: Items that each slate is to hold.
+        history: Share of each category in what each user had used, sparse, shape
+            ``(n_users, n_categories)``, float64: rows sum to 1, or to 0 for users without a categorised item.
+            None where no history was passed.
+    """
+
+    catalogue: ItemCatalogue
+    users: pd.Index[Any]
+    offsets: NDArray[np.int64]
+    items: NDArray[np.intp]
+    relevance: NDArray[np.float64]
+    k: int
+    history: sparse.csr_array | None = None
+
+    @classmethod
+    def of_one(cls, user: Candidates) -> Population:
+        """A population of one."""
+        return Population(
+            user.catalogue,
+            pd.Index([user.user], dtype="str"),
+            np.array([0, len(user)], np.int64),
+            user.items,
+            user.relevance,
+            user.k,
+            None if user.history is None else sparse.csr_array(user.history[None, :]),
         )
-        rows = np.ascontiguousarray(known + 0.0).view(f"V{known.shape[1] * 8}").ravel()  # -0.0 is 0.0
-        return np.unique(rows, return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def of(self, position: int) -> Candidates:
+        """The candidates of the user at this position."""
+        rows = slice(self.offsets[position], self.offsets[position + 1])
+        history = None if self.history is None else self.history[[position]].toarray()[0]
+        return Candidates(
+            self.users[position], self.catalogue, self.items[rows], self.relevance[rows], self.k, history
+        )
+
+    def find(self, user: str) -> int:
+        """Position of the user with this id.
+
+        Raises:
+            SpecificationError: That user has no candidates.
+        """
+        position = int(self.users.get_indexer(pd.Index([str(user)], dtype="str"))[0])
+        if position < 0:
+            raise SpecificationError(f"user {user!r} has no candidates in this frame of {len(self)} users")
+        return position
+
+    def part(self, users: NDArray[np.integer]) -> Population:
+        """The population of the users at these positions."""
+        sizes = np.diff(self.offsets)[users]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], sizes)
+        history = None if self.history is None else sparse.csr_array(self.history[users])
+        return Population(
+            self.catalogue,
+            self.users[users],
+            offsets,
+            self.items[rows],
+            self.relevance[rows],
+            self.k,
+            history,
+        )
+
+    def rows(self, chosen: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Rows of the whole table that slates hold, shape ``(n_users, k)``; -1 where a place is empty."""
+        return np.where(chosen >= 0, chosen + self.offsets[:-1, None], -1)
+
+    def chosen_items(self, chosen: NDArray[np.integer]) -> NDArray[np.intp]:
+        """Catalogue positions of the items of slates, shape ``(n_users, k)``; -1 where a place is empty."""
+        rows = self.rows(chosen)
+        return np.where(rows >= 0, self.items[rows], -1)
 
 
 def category_code(catalogue: ItemCatalogue, name: str) -> int:
@@ -79,3 +171,28 @@ def category_code(catalogue: ItemCatalogue, name: str) -> int:
         known = ", ".join(map(repr, catalogue.category_names)) or "none at all"
         raise SpecificationError(f"the catalogue has no category {name!r}; it has {known}")
     return catalogue.category_names.index(name)
+
+
+def provider_code(catalogue: ItemCatalogue, name: str) -> int:
+    """Position of the named provider.
+
+    Raises:
+        SpecificationError: The catalogue has no such provider.
+    """
+    if name not in catalogue.provider_names:
+        some = ", ".join(map(repr, catalogue.provider_names[:10])) or "none at all"
+        more = ", ..." if len(catalogue.provider_names) > 10 else ""
+        raise SpecificationError(f"the catalogue has no provider {name!r}; it has {some}{more}")
+    return catalogue.provider_names.index(name)
+
+
+def item_code(catalogue: ItemCatalogue, item: str) -> int:
+    """Position of the item.
+
+    Raises:
+        SpecificationError: The catalogue has no such item.
+    """
+    position = int(catalogue.positions([item])[0])
+    if position < 0:
+        raise SpecificationError(f"item {item!r} is not in the catalogue of {len(catalogue)} items")
+    return position

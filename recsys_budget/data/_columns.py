@@ -86,6 +86,18 @@ def finite_numbers(column: nw.Series[Any], name: str, dtype: type[Float]) -> NDA
     return narrow
 
 
+def numbers_or_missing(column: nw.Series[Any], name: str) -> NDArray[np.float64]:
+    """Finite numbers, NaN where a cell is missing or empty; otherwise a DataError that names the row."""
+    values = column.to_pandas()
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    missing = values.isna().to_numpy() | (values.astype(object) == "").to_numpy()
+    bad = ~np.isfinite(numbers) & ~missing
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"{values.iloc[row]!r} is not a finite number", line=row + 1, column=name)
+    return numbers
+
+
 def epoch_seconds(column: nw.Series[Any], name: str) -> NDArray[np.int64]:
     """Timestamps as whole seconds since 1970-01-01 UTC, from integers or datetimes (naive means UTC)."""
     values = column.to_pandas()

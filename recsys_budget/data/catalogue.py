@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import narwhals as nw
@@ -13,13 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.data._columns import id_strings, pick, text_strings
+from recsys_budget.data._columns import id_strings, numbers_or_missing, pick, text_strings
 from recsys_budget.errors import DataError, SpecificationError
 
 
 @dataclass(frozen=True, eq=False)
 class ItemCatalogue:
-    """Items in a fixed order, with titles, categories (any number an item) and providers.
+    """Items in a fixed order, with titles, categories (any number an item), providers and numbers.
 
     A catalogue is *public*: whoever builds one declares that no private data shaped it. Private models take
     their item vocabulary from it.
@@ -34,6 +35,8 @@ class ItemCatalogue:
         provider_names: Names of the providers, length ``n_providers``.
         provider_codes: Position in ``provider_names`` of each item's provider, shape ``(n_items,)``, int32;
             -1 where an item has none.
+        attributes: Numbers known about each item by name ("cost", "latency_ms", "popularity"): float64 arrays
+            of shape ``(n_items,)``; NaN where unknown, never infinite.
     """
 
     ids: pd.Index[Any]
@@ -42,6 +45,7 @@ class ItemCatalogue:
     membership: sparse.csr_array
     provider_names: tuple[str, ...]
     provider_codes: NDArray[np.int32]
+    attributes: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -50,8 +54,23 @@ class ItemCatalogue:
         shapes = (len(self.titles), self.membership.shape[0], len(self.provider_codes))
         if shapes != (n, n, n) or self.membership.shape[1] != len(self.category_names):
             raise SpecificationError(f"catalogue columns disagree in length: {n} ids, {shapes} others")
-        for array in (self.titles, self.provider_codes, self.membership.data, self.membership.indices):
+        known = {name: np.array(values, np.float64) for name, values in self.attributes.items()}
+        for name, values in known.items():
+            if values.shape != (n,) or np.isinf(values).any():
+                raise SpecificationError(
+                    f"attribute {name!r} must be one number an item, NaN where unknown and never infinite; "
+                    f"got shape {values.shape} for {n} items"
+                )
+        object.__setattr__(self, "attributes", MappingProxyType(known))
+        arrays = (self.titles, self.provider_codes, self.membership.data, self.membership.indices)
+        for array in (*arrays, *known.values()):
             array.setflags(write=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"attributes": dict(self.attributes)}  # a mapping proxy cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, attributes=MappingProxyType(state["attributes"]))
 
     @classmethod
     def from_frame(
@@ -64,6 +83,7 @@ class ItemCatalogue:
         provider: str | None = "provider",
         separator: str = "|",
         category_names: Sequence[str] | None = None,
+        attributes: Sequence[str] = (),
     ) -> ItemCatalogue:
         """Build a catalogue from a pandas, polars or pyarrow table with one row an item.
 
@@ -76,13 +96,14 @@ class ItemCatalogue:
             provider: Column of provider names; empty or missing means no provider.
             separator: What joins the categories of a string cell.
             category_names: The categories and their order; None takes those that occur, sorted.
+            attributes: Columns of numbers to keep, such as cost or popularity; an empty cell is NaN.
 
         Returns:
             The catalogue, in the order of the frame.
 
         Raises:
-            DataError: A column is missing, an id is missing, repeated or not a string or integer, or a
-                category is not in ``category_names``.
+            DataError: A column is missing, an id is missing, repeated or not a string or integer, a category
+                is not in ``category_names``, or an attribute is neither a finite number nor missing.
         """
         table = nw.from_native(frame, eager_only=True)
         ids = id_strings(pick(table, item), item)
@@ -118,6 +139,7 @@ class ItemCatalogue:
             membership=membership,
             provider_names=provider_names,
             provider_codes=np.array([position.get(p, -1) for p in providers], np.int32),
+            attributes={name: numbers_or_missing(pick(table, name), name) for name in attributes},
         )
 
     def __len__(self) -> int:
@@ -133,6 +155,20 @@ class ItemCatalogue:
         """Position of each item id, shape ``(len(items),)``, intp; -1 for ids not in the catalogue."""
         return np.asarray(self.ids.get_indexer(pd.Index(list(items), dtype="str")), np.intp)
 
+    def attribute(self, name: str) -> NDArray[np.float64]:
+        """The named numbers, shape ``(n_items,)``.
+
+        Raises:
+            SpecificationError: The catalogue has no such attribute; the message lists those it has.
+        """
+        if name not in self.attributes:
+            known = ", ".join(map(repr, self.attributes)) or "none at all"
+            raise SpecificationError(
+                f"the catalogue has no attribute {name!r}; it has {known}. Name its column in attributes= "
+                "when the catalogue is read"
+            )
+        return self.attributes[name]
+
     def take(self, positions: NDArray[np.integer]) -> ItemCatalogue:
         """The catalogue of the items at these positions, in this order."""
         return ItemCatalogue(
@@ -142,10 +178,11 @@ class ItemCatalogue:
             membership=sparse.csr_array(self.membership[positions]),
             provider_names=self.provider_names,
             provider_codes=self.provider_codes[positions],
+            attributes={name: values[positions] for name, values in self.attributes.items()},
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an item: item, title, categories (list of names), provider (or None)."""
+        """One row an item: item, title, categories (list of names), provider (or None), attributes."""
         indptr, indices = self.membership.indptr, self.membership.indices
         names = np.array(self.category_names, dtype=object)
         providers = np.array([*self.provider_names, None], dtype=object)
@@ -155,6 +192,7 @@ class ItemCatalogue:
                 "title": self.titles,
                 "categories": [list(names[indices[a:b]]) for a, b in pairwise(indptr)],
                 "provider": pd.Series(providers[self.provider_codes], dtype=object),
+                **self.attributes,
             }
         )
 

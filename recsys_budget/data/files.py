@@ -81,6 +81,7 @@ def read_catalogue(
     provider: str | None = "provider",
     separator: str = "|",
     category_names: Sequence[str] | None = None,
+    attributes: Sequence[str] = (),
 ) -> ItemCatalogue:
     """Read an item catalogue from a file with one row an item.
 
@@ -92,6 +93,7 @@ def read_catalogue(
         provider: Column of provider names.
         separator: What joins the categories of a cell.
         category_names: The categories and their order.
+        attributes: Columns of numbers to keep.
 
     Returns:
         The catalogue, in the order of the file.
@@ -111,6 +113,7 @@ def read_catalogue(
             provider=provider,
             separator=separator,
             category_names=category_names,
+            attributes=attributes,
         )
 
 
