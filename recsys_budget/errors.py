@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any
 
 
 class RecsysBudgetError(Exception):
@@ -41,6 +42,10 @@ class DataError(RecsysBudgetError, ValueError):
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
 
 
+class CheckpointError(DataError):
+    """A training checkpoint that is missing, torn or altered, belongs elsewhere, or cannot be written."""
+
+
 class SpecificationError(RecsysBudgetError, ValueError):
     """A request that contradicts itself or the rules, found before any data is read."""
 
@@ -72,15 +77,46 @@ class BudgetExceededError(BudgetError):
         requested: Epsilon that the request would cost alone.
         remaining: Epsilon left under the cap before the request; 0 when nothing more fits.
         cap: Epsilon of the budget.
+        largest: The largest request of the same shape that would fit: fewer steps, or where not even one fits
+            more noise. None when nothing of that shape does.
     """
 
-    def __init__(self, message: str, *, requested: float, remaining: float, cap: float) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        requested: float,
+        remaining: float,
+        cap: float,
+        largest: Sequence[Any] | None = None,
+    ) -> None:
         self.requested, self.remaining, self.cap = requested, remaining, cap
+        self.largest = None if largest is None else tuple(largest)
         super().__init__(message)
 
 
 class ReservationError(BudgetError):
     """A release that was not reserved, was used already, or is asked for in another process."""
+
+
+class ReservationUsedUpError(ReservationError):
+    """Every release of a reserved mechanism was taken: training stops here."""
+
+
+class LedgerError(BudgetError):
+    """Base of errors about the ledger itself; nothing is granted."""
+
+
+class LedgerCorruptError(LedgerError):
+    """The ledger's file is damaged, edited, or not the newest: what it says of spending cannot be trusted."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger's file cannot be read or written now: permissions, a full disk, a lock, a newer format."""
+
+
+class PopulationError(LedgerError):
+    """Users who already spend from another population's budget."""
 
 
 class UnsupportedMechanismError(BudgetError, TypeError):
@@ -120,3 +156,7 @@ class SolverTimeoutError(SolverError):
 
 class NumericalError(SolverError):
     """Numbers that fail a check, so they are not handed out: a solver's answer, parameters or scores."""
+
+
+class PrivacyWarning(UserWarning):
+    """A choice that weakens what the budget means, though it is allowed."""

@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SpecificationError
+from recsys_budget.privacy import Receipt
 
 # Rows scored at a time, so that memory is batch x items and not users x items.
 _BATCH = 1024
@@ -26,6 +27,7 @@ class Recommender(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn shi
     """
 
     catalogue_: ItemCatalogue
+    receipt_: Receipt
 
     @abstractmethod
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from recsys_budget._extras import extra
 from recsys_budget.errors import NumericalError, SpecificationError
-from recsys_budget.privacy import NoiseSource
+from recsys_budget.privacy import GaussianMechanism, NoiseSource, release_sum
 
 with extra("train"):
     import torch
@@ -121,17 +121,18 @@ class PrivateStep:
         outputs = self._wrapped(rows)
         leaf = outputs.detach().requires_grad_()
         (towards,) = torch.autograd.grad(torch.func.vmap(loss)(leaf, rows).sum(), leaf)
-        finite = torch.isfinite(towards).all(dim=1)
-        towards = torch.where(finite[:, None], towards, 0.0)
         outputs.backward(towards, retain_graph=True)  # Opacus's hooks find the norms
         norms = self._wrapped.get_norm_sample()
-        usable = torch.isfinite(norms)
-        weights = torch.where(usable, (self._bound / (norms + 1e-6)).clamp(max=1.0), 0.0)
-        towards = torch.where(usable[:, None], weights[:, None] * towards, 0.0)
+        usable = torch.isfinite(towards).all(dim=1) & torch.isfinite(norms)
+        if not bool(usable.all()):
+            # Weighting by zero is not enough: zero times an infinite activation is NaN.
+            self._sum_clipped(rows[usable], loss)
+            return
+        weights = (self._bound / (norms + 1e-6)).clamp(max=1.0)
         self._clear()
         self._wrapped.disable_hooks()
         try:
-            outputs.backward(towards)
+            outputs.backward(weights[:, None] * towards)
         finally:
             self._wrapped.enable_hooks()
 
@@ -186,8 +187,16 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opac
         self._noise = noise
 
     def add_noise(self) -> None:
-        """Replace each gradient by the clipped sum plus noise."""
-        scale = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
-            draw = torch.from_numpy(self._noise.normal(p.numel())).reshape(p.shape)
-            p.grad = (p.summed_grad.to(draw.dtype) + scale * draw).to(p.dtype)
+        """Replace each gradient by its part of the clipped sum plus noise: one release for all parameters."""
+        total = torch.cat([p.summed_grad.flatten() for p in self.params]).double().numpy()
+        noisy = torch.from_numpy(
+            release_sum(
+                total,
+                sensitivity=self.max_grad_norm,
+                mechanism=GaussianMechanism(self.noise_multiplier),
+                noise=self._noise,
+            )
+        )
+        parts = torch.split(noisy, [p.numel() for p in self.params])
+        for p, part in zip(self.params, parts, strict=True):
+            p.grad = part.reshape(p.shape).to(p.dtype)
