@@ -88,8 +88,8 @@ class Conflict(Collection[str]):
         offers: For each conflicting constraint what the candidates offer, in words.
         proven: Whether two things are certain: that no slate satisfies the conflicting constraints (a complete
             search found none, or ``certified``), and that leaving out any one of them leaves some that do (such
-            slates were found and counted). A slate size beside a constraint that is not linear, and in
-            populations too large for integer programs, is taken as given: only the others can be left out.
+            slates were found and counted). A slate size beside a constraint that is not linear or reads positions
+            is taken as given: only the others can be left out.
         certified: Whether weights of the constraints prove without trust in any solver that they conflict:
             their weighted sum, in float64, asks for more than any candidates could give (Farkas' lemma).
         relaxations: One for each conflicting constraint.

@@ -43,8 +43,8 @@ def find_conflict(
     Rules of one user are tried first. What conflicts for the first user without a slate is found by deletion: of
     the rules that a linear relaxation finds in conflict, each is left out in turn, for good where the rest stays
     infeasible (Chinneck and Dravnieks 1991, doi:10.1287/ijoc.3.2.157). The slate size is tried last, so that too
-    few candidates are reported as that alone; beside a rule that is not linear it is kept, since such a one may
-    mean something for slates of k items only.
+    few candidates are reported as that alone; it is kept beside rules that may mean something for slates of k
+    items only.
 
     Args:
         rules: Every rule asked for; soft ones never conflict.
@@ -136,6 +136,11 @@ class _Search:
             n_asked=len(self.population),
         )
 
+    @property
+    def _sizes(self) -> frozenset[int]:
+        """Position of the slate size, which relaxations of the others keep."""
+        return frozenset(i for i, rule in enumerate(self.hard) if isinstance(rule, SlateSize))
+
     def _of(self, user: int) -> Subsets:
         return _alone(self.hard, self.population, user, self.solver, self.deadline)
 
@@ -147,13 +152,17 @@ class _Search:
             if not certified and subsets.satisfying(kept) is not None:
                 whose = "all users together" if self.user is None else repr(subsets.population.users[0])
                 raise NumericalError(f"{whose}: the solver found no slate, and then one; name another solver")
-            if fewer and (certified or subsets.satisfying(fewer) is None):
-                kept = fewer
-            for i in sorted(kept, key=lambda i: isinstance(self.hard[i], SlateSize)):
+            if fewer:
+                fewer = fewer | self._sizes
+                if subsets.weigh(fewer)[1] or subsets.satisfying(fewer) is None:
+                    kept = fewer
+            # Rules that read positions first: without them there are no places, and programs are smaller.
+            order = sorted(kept, key=lambda i: (i in self._sizes, not self.hard[i].positional))
+            for i in order:
                 rest = kept - {i}
-                if isinstance(self.hard[i], SlateSize) and not subsets.may_lose_size(rest):
+                if not rest or (i in self._sizes and not subsets.may_lose_size(rest)):
                     continue
-                if rest and subsets.satisfying(rest) is None:
+                if subsets.satisfying(rest) is None:
                     kept = rest
             return kept, subsets.weigh(kept)[1], True
         except OutOfTime:
@@ -191,7 +200,6 @@ class _Search:
         field, sign = number_of(rule)
         n_users = sum(size for _, size in parts)
         nothing = Relaxation(rule, None, None, None, exact=False, complete=False, n_users=n_users)
-        sizes = {j for j, other in enumerate(self.hard) if isinstance(other, SlateSize)}
         try:
             if isinstance(rule, SlateSize):
                 return self._other_size(rule, kept, [part for part, _ in parts], n_users) or nothing
@@ -199,7 +207,7 @@ class _Search:
             for part, _ in parts:
                 loosened = part.loosen(part.everything, i)
                 if loosened is None:
-                    complete, loosened = False, part.loosen(kept | sizes, i)
+                    complete, loosened = False, part.loosen(kept | self._sizes, i)
                 if loosened is None:
                     return nothing
                 found.append(loosened)
@@ -235,14 +243,13 @@ class _Search:
 
     def _shortages(self, subsets: Subsets, kept: Set[int]) -> tuple[Shortage, ...]:
         """Providers and items that rules about all slates leave short, or with too much."""
-        sizes = {j for j, other in enumerate(self.hard) if isinstance(other, SlateSize)}
         found = []
         for i in sorted(kept):
             labelled = _labels(self.hard[i], self.population)
             if labelled is None:
                 continue
             try:
-                amounts = subsets.violations(kept | sizes, i)
+                amounts = subsets.violations(kept | self._sizes, i)
             except OutOfTime:
                 break
             if amounts is not None:

@@ -331,8 +331,18 @@ class Subsets:
         return other.satisfying(other.everything) is not None
 
     def may_lose_size(self, kept: Set[int]) -> bool:
-        """Whether these rules mean something without a slate size: where all are linear."""
-        return all(isinstance(self.rules[i], LinearConstraint) for i in kept)
+        """Whether these rules mean the same of any set of items as of slates of k.
+
+        Linear rules do; where positions count, all of them must, and places after the last one for nothing.
+        """
+        rules = [self.rules[i] for i in kept]
+        if not any(rule.positional for rule in rules):
+            return all(isinstance(rule, LinearConstraint) for rule in rules)
+        k = self.population.k
+        weights = [
+            rule.position_weights(k + 1) if isinstance(rule, LinearConstraint) else None for rule in rules
+        ]
+        return all(each is not None and each[k] == 0.0 for each in weights)
 
 
 def number_of(rule: Constraint) -> tuple[str | None, int]:
@@ -388,8 +398,6 @@ def _step(rule: Constraint, field: str, sign: int) -> tuple[Constraint | None, f
 def _part(model: Model, kept: Set[int]) -> Model:
     """The problem with the rows of these rules alone, and those that make z an assignment."""
     here = (model.owner < 0) | np.isin(model.owner, list(kept))
-    if here.all():
-        return model
     position = np.cumsum(here) - 1
     return replace(
         model,
