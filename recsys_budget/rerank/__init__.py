@@ -1,6 +1,7 @@
 """Slates that satisfy every hard rule, each answer with a certificate."""
 
 from recsys_budget.rerank.certificate import Certificate
+from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.frames import top_k
 from recsys_budget.rerank.objective import (
     Coverage,
@@ -16,6 +17,7 @@ from recsys_budget.rerank.reranker import Reranker, Slates
 
 __all__ = [
     "Certificate",
+    "Conflict",
     "Coverage",
     "Diversity",
     "Engagement",
@@ -24,7 +26,9 @@ __all__ = [
     "Novelty",
     "Objective",
     "ObjectiveFloor",
+    "Relaxation",
     "Reranker",
+    "Shortage",
     "Slates",
     "top_k",
 ]
