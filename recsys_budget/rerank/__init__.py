@@ -3,6 +3,7 @@
 from recsys_budget.rerank.certificate import Certificate
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.frames import top_k
+from recsys_budget.rerank.mixture import Mixtures, ParityReranker
 from recsys_budget.rerank.objective import (
     Coverage,
     Diversity,
@@ -23,9 +24,11 @@ __all__ = [
     "Engagement",
     "EngagementDiversity",
     "HistoryMatch",
+    "Mixtures",
     "Novelty",
     "Objective",
     "ObjectiveFloor",
+    "ParityReranker",
     "Relaxation",
     "Reranker",
     "Shortage",
