@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +118,8 @@ class Subsets:
             integers=0,
         )
         duals = solve_highs(program, 0.0, math.inf).duals
-        weights = np.zeros(m) if duals is None else np.maximum(0.0, duals)
-        weights = np.where(weights > TOLERANCE, weights, 0.0)
+        found = np.zeros(m) if duals is None else duals
+        weights = np.where(found > TOLERANCE, found, 0.0)
         least = np.minimum(0.0, model.rows.T @ weights).sum()
         asked = float(weights @ model.upper)
         scale = float(weights @ (np.abs(model.upper) + 1.0))
@@ -278,7 +279,8 @@ class Subsets:
             return None, math.inf
         if answer.v is None:
             raise OutOfTime
-        return np.round(np.clip(answer.v[:n], 0.0, 1.0)), max(0.0, -answer.bound)
+        z = np.round(np.clip(answer.v[:n], 0.0, 1.0)).astype(np.float64)
+        return z, max(0.0, -answer.bound)
 
     def _broken(self, rules: Sequence[Constraint], model: Model, z: NDArray[np.float64]) -> str | None:
         """Name of a rule that the slates of a selection violate, counted without the inequality.
@@ -372,7 +374,10 @@ def moved_by(rule: Constraint, field: str, change: float, *, tidy: bool = True) 
     else:
         moved = float(f"{value + change:.12g}") if tidy else value + change
     try:
-        return replace(rule, **{field: moved}, **({"name": ""} if _is_named_by_numbers(rule) else {}))
+        changes: dict[str, Any] = {field: moved}
+        if _is_named_by_numbers(rule):
+            changes["name"] = ""
+        return replace(rule, **changes)
     except SpecificationError:
         return None
 
