@@ -131,9 +131,10 @@ class InfeasibleError(SolverError):
     """Hard constraints that no slate can satisfy together.
 
     Attributes:
-        user: Id of the first user whose slate is impossible; None where the rules are about all users together.
-        conflict: The :class:`~recsys_budget.rerank.Conflict`: constraints of which none can be spared, and what
-            would settle it. Iterates over their names.
+        user: Id of the first user whose slate is impossible; None where the rules are about all users
+            together.
+        conflict: The :class:`~recsys_budget.rerank.Conflict`: constraints of which none can be spared, and
+            what would settle it. Iterates over their names.
     """
 
     def __init__(self, message: str, *, user: str | None, conflict: Any) -> None:

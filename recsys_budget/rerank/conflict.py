@@ -1,4 +1,4 @@
-"""Why no slate exists: a smallest set of named constraints that cannot hold together, and what would settle it."""
+"""Why no slate exists: a smallest set of constraints that cannot hold together, and what would settle it."""
 
 from __future__ import annotations
 
@@ -86,15 +86,17 @@ class Conflict(Collection[str]):
         constraints: The conflicting constraints, in the order asked.
         rules: Every constraint that was asked for, soft ones too.
         offers: For each conflicting constraint what the candidates offer, in words.
-        proven: Whether two things are certain: that no slate satisfies the conflicting constraints (a complete
-            search found none, or ``certified``), and that leaving out any one of them leaves some that do (such
-            slates were found and counted). A slate size beside a constraint that is not linear or reads positions
-            is taken as given: only the others can be left out. In populations too large for integer programs
-            weights prove the conflict, and what they can spare is left out, but perhaps more could be.
+        proven: Whether two things are certain: that no slate satisfies the conflicting constraints (a
+            complete search found none, or ``certified``), and that leaving out any one of them leaves some
+            that do (a solution was found and checked). A slate size beside a constraint that is not linear or
+            reads positions is taken as given: only the others can be left out. In populations too large for
+            integer programs weights prove the conflict, and what they can spare is left out, but perhaps
+            more could be.
         certified: Whether weights of the constraints prove without trust in any solver that they conflict:
             their weighted sum, in float64, asks for more than any candidates could give (Farkas' lemma).
         relaxations: One for each conflicting constraint.
-        shortages: Providers and items for which constraints about all slates fail, worst first, at most twenty.
+        shortages: Providers and items for which constraints about all slates fail, worst first, at most
+            twenty.
         users: Ids of users whom this conflict leaves without a slate, at most ten.
         n_users: How many there are.
         n_without: Users without a slate, for this or other reasons.
@@ -141,8 +143,8 @@ class Conflict(Collection[str]):
             name: Name of one of the conflicting constraints.
 
         Raises:
-            SpecificationError: There is no such constraint in the conflict, or no change of its number is known
-                to settle it.
+            SpecificationError: There is no such constraint in the conflict, or no change of its number is
+                known to settle it.
         """
         for relaxation in self.relaxations:
             if relaxation.constraint.name == name:

@@ -1,4 +1,4 @@
-"""Conflicts in populations too large for integer programs: prices that diverge prove them, and show who is needed."""
+"""Conflicts in populations too large for integer programs: prices that diverge prove them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Prices:
     """Rules that are nested quotas and sums over everybody, of which any but the slate size may be left out.
 
     Where the rules conflict, prices of the sums exist at which even the cheapest slates that the quotas allow
-    cost more than the bounds on the sums are worth. That is Farkas' lemma, with the exact greedy choice of each
-    user's slate for the rows of the quotas.
+    cost more than the bounds on the sums are worth. That is Farkas' lemma, with the exact greedy choice of
+    each user's slate for the rows of the quotas.
 
     Args:
         rules: The rules, all hard.
@@ -31,7 +31,7 @@ class Prices:
         self.rules, self.population = tuple(rules), population
 
     def solve(self, rules: Sequence[Constraint]) -> CoupledSlates | None:
-        """Any slates under these rules, or prices that prove that there are none; None of another structure."""
+        """Slates under these rules, or prices that prove that there are none; None for another structure."""
         quotas, sums = Quotas.of(rules, self.population), Sums.of(rules, self.population)
         if quotas is None or sums is None or not len(sums.lower) or (sums.lower > sums.upper).any():
             return None

@@ -24,7 +24,8 @@ from recsys_budget.constraints.base import item_rows
 from recsys_budget.errors import NumericalError
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.divergence import Prices
-from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets, moved_by, number_of
+from recsys_budget.rerank.loosening import moved_by, number_of
+from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets
 
 # Users asked one by one, where others are not alike; users for whom relaxations are worked out; slate sizes
 # tried on either side; shortages told.
@@ -44,11 +45,11 @@ def find_conflict(
 ) -> Conflict:
     """Why these users have no slates.
 
-    Rules of one user are tried first. What conflicts for the first user without a slate is found by deletion: of
-    the rules that a linear relaxation finds in conflict, each is left out in turn, for good where the rest stays
-    infeasible (Chinneck and Dravnieks 1991, doi:10.1287/ijoc.3.2.157). The slate size is tried last, so that too
-    few candidates are reported as that alone; it is kept beside rules that may mean something for slates of k
-    items only.
+    Rules of one user are tried first. What conflicts for the first user without a slate is found by
+    deletion: of the rules that a linear relaxation finds in conflict, each is left out in turn, for good
+    where the rest stays infeasible (Chinneck and Dravnieks 1991, doi:10.1287/ijoc.3.2.157). The slate size
+    is tried last, so that too few candidates are reported as that alone; it is kept beside rules that may
+    mean something for slates of k items only.
 
     Args:
         rules: Every rule asked for; soft ones never conflict.
@@ -264,8 +265,8 @@ class _Search:
     ) -> Relaxation | None:
         """The nearest slate size that the other rules allow.
 
-        Rules may mean something else for slates of another size, so that sizes are tried, nearest first; where
-        none of the rules does, the search starts from the size that an integer program finds.
+        Rules may mean something else for slates of another size, so that sizes are tried, nearest first;
+        where none of the rules does, the search starts from the size that an integer program finds.
         """
         most = min(int(np.diff(part.population.offsets).min()) for part in parts)
         owner = next(i for i, other in enumerate(self.hard) if other is rule)
@@ -314,8 +315,8 @@ def _labels(rule: Constraint, population: Population) -> tuple[Literal["provider
 def alike(rules: Sequence[Constraint], population: Population, users: NDArray[np.intp]) -> list[list[int]]:
     """Users in groups whose candidates these rules cannot tell apart: all or none of a group have a slate.
 
-    Where rules read facts about items alone, what counts is how many candidates of each kind a user has, and no
-    more than k of a kind can be chosen. Each other user is a group.
+    Where rules read facts about items alone, what counts is how many candidates of each kind a user has, and
+    no more than k of a kind can be chosen. Each other user is a group.
 
     Returns:
         Groups in the order of their first user.
