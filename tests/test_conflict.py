@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,17 +32,20 @@ from recsys_budget.constraints import (
     LinearConstraint,
     NoveltyMinimum,
     Pin,
+    Policy,
     PopularityMaximum,
     ProviderMaximum,
     ProviderMinimum,
     SlateSize,
+    Soft,
     StockMaximum,
     TotalMaximum,
 )
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.rerank import Conflict, Diversity, ObjectiveFloor
+from recsys_budget.errors import InfeasibleError, SpecificationError
+from recsys_budget.rerank import Conflict, Diversity, ObjectiveFloor, Reranker
 from recsys_budget.rerank.frames import CandidateTable
-from recsys_budget.rerank.infeasibility import find_conflict
+from recsys_budget.rerank.infeasibility import alike, find_conflict
 from recsys_budget.rerank.subsets import moved_by, number_of
 
 OWN: list[Constraint] = [
@@ -233,3 +237,144 @@ def test_conflicts_of_everybody_are_minimal_and_relaxed_least(
     assume(any(rule.scope == "population" for rule in rules))
     assume(not satisfiable(rules, table))
     check(rules, table)
+
+
+def batch(n_users: int = 6) -> tuple[pd.DataFrame, ItemCatalogue]:
+    """Every user has 0, 1 or 2 candidates in A, in turn."""
+    catalogue = ItemCatalogue.from_frame(
+        pd.DataFrame(
+            {
+                "item": [f"i{j}" for j in range(8)],
+                "categories": [("A",), ("A",), *[("B",)] * 6],
+                "provider": ["<b>p</b>", *["q"] * 7],
+            }
+        ),
+        category_names=["A", "B"],
+    )
+    rows = [(f"u{u}", f"i{j}") for u in range(n_users) for j in range(8) if j >= 2 or j < u % 3]
+    frame = pd.DataFrame(rows, columns=["user", "item"]).assign(relevance=1.0)
+    return frame, catalogue
+
+
+def refused(rules: list[Constraint], frame: pd.DataFrame, catalogue: ItemCatalogue) -> InfeasibleError:
+    with pytest.raises(InfeasibleError) as caught:
+        Reranker(constraints=rules).rerank(frame, catalogue, progress=False)
+    return caught.value
+
+
+def test_every_user_who_is_hit_counts_and_the_relaxation_serves_them_all() -> None:
+    frame, catalogue = batch()
+    rules = [SlateSize(3), CategoryMinimum("A", 2, reason="our remit"), Soft(CategoryMaximum("B", 1), 0.1)]
+    error = refused(rules, frame, catalogue)
+    conflict = error.conflict
+    assert (error.user, conflict.names) == ("u0", ("at least 2 A",))
+    assert (conflict.users, conflict.n_users, conflict.n_asked) == (("u0", "u1", "u3", "u4"), 4, 6)
+    assert conflict.proven
+    assert conflict.certified
+    relaxed = conflict.relaxed("at least 2 A")
+    assert [rule.name for rule in relaxed] == ["exactly 3 items", "at least 0 A", "at most 1 B"]
+    Reranker(constraints=Policy("relaxed", relaxed)).rerank(frame, catalogue, progress=False)
+    assert conflict.without("at least 2 A") == (rules[0], rules[2])
+    for call in (conflict.relaxed, conflict.without):
+        with pytest.raises(
+            SpecificationError, match="is not part of this conflict, which is of 'at least 2 A'"
+        ):
+            call("at most 1 B")
+    assert "asked because: 'our remit'" in str(error)
+    assert "user 'u0' and 3 more of 6" in repr(conflict)
+
+
+def test_users_without_a_slate_for_other_reasons_are_told_apart() -> None:
+    frame, catalogue = batch()
+    few = frame[(frame["user"] != "u5") | (frame["item"] < "i2")]
+    conflict = refused([SlateSize(3), CategoryMinimum("A", 2)], few, catalogue).conflict
+    assert (conflict.n_users, conflict.n_without, conflict.n_unchecked) == (4, 5, 0)
+    assert "1 more users have no slate for other reasons" in str(conflict)
+
+
+def test_users_are_alike_by_the_kinds_of_their_candidates() -> None:
+    frame, catalogue = batch()
+    table = CandidateTable.from_frame(frame, catalogue, 3)
+    assert alike([CategoryMinimum("A", 2)], table, np.arange(6)) == [[0, 3], [1, 4], [2, 5]]
+    assert alike([CategoryMinimum("B", 2)], table, np.arange(3)) == [[0], [1], [2]]
+    assert alike([SlateSize(3), CategoryMaximum("B", 2)], table, np.array([1, 2, 4])) == [[1, 4], [2]]
+    assert alike([EngagementFloor(0.5)], table, np.arange(2)) == [[0], [1]]
+
+
+def test_providers_that_are_short_are_named() -> None:
+    frame, catalogue = batch()
+    floor = ProviderMinimum(exposure=6, provider="<b>p</b>")
+    conflict = refused([SlateSize(3), floor], frame, catalogue).conflict
+    assert conflict.together
+    assert [(s.kind, s.who, s.amount, s.below) for s in conflict.shortages] == [
+        ("provider", "<b>p</b>", 2.0, True)
+    ]
+    assert conflict.relaxations[0].relaxed == replace(
+        floor, exposure=4, name=conflict.relaxed(floor.name)[1].name
+    )
+    assert "<b>" not in conflict._repr_html_()
+
+
+def test_what_anybody_wrote_is_escaped() -> None:
+    frame, catalogue = batch(2)
+    frame["user"] = frame["user"].str.replace("u", "<script>alert(1)</script>")
+    rule = CategoryMinimum("A", 2, name="<img src=x>\n$x$", reason="</table><b>")
+    conflict = refused([SlateSize(3), rule], frame, catalogue).conflict
+    html = conflict._repr_html_()
+    for hostile in ("<script>", "<img", "</table><b>"):
+        assert hostile not in html
+    assert "&lt;img src=x&gt;" in html
+    assert "'<img src=x>\\n$x$'" in str(conflict)
+
+
+def test_a_rule_named_by_its_owner_keeps_its_name() -> None:
+    rule = CategoryMinimum("A", 2, name="mine")
+    assert moved_by(rule, "count", -1) == CategoryMinimum("A", 1, name="mine")
+    assert moved_by(CategoryMinimum("A", 2), "count", -1) == CategoryMinimum("A", 1)
+    assert moved_by(rule, "count", -3) is None
+
+
+def test_a_limit_on_time_leaves_what_is_known() -> None:
+    frame, catalogue = batch()
+    table = CandidateTable.from_frame(frame, catalogue, 3)
+    # One that certainly needs an integer program: no linear relaxation refutes it.
+    rules = [SlateSize(3), CategoryMinimum("A", 2), ObjectiveFloor(Diversity(), 0.99)]
+    conflict = find_conflict(rules, table, np.arange(1), deadline=-math.inf)
+    assert not conflict.proven
+    assert set(conflict) <= {rule.name for rule in rules}
+    assert "Not proven" in str(conflict)
+
+
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ([ProviderMinimum(share=0.3, provider="p0", name="much")], {"exactly 10 items", "much"}),
+        (
+            [
+                ProviderMinimum(exposure=80, provider="p1", name="floor"),
+                ProviderMaximum(exposure=40, provider="p1", name="ceiling"),
+            ],
+            {"floor", "ceiling"},
+        ),
+    ],
+)
+def test_prices_prove_conflicts_of_many_users(extra: list[Constraint], names: set[str]) -> None:
+    n, users = 100, 80
+    catalogue = ItemCatalogue.from_frame(
+        pd.DataFrame(
+            {
+                "item": [f"i{j}" for j in range(n)],
+                "categories": [("AB"[j % 2],) for j in range(n)],
+                "provider": [f"p{j // 50}" if j >= 2 else "p0" for j in range(n)],
+            }
+        )
+    )
+    kept = [(f"u{u}", f"i{j}") for u in range(users) for j in range(n) if j >= 48 or j in (0, 1)]
+    kept += [(f"v{u}", f"i{j}") for u in range(users) for j in range(50, n)]
+    frame = pd.DataFrame(kept, columns=["user", "item"])
+    frame["relevance"] = np.random.default_rng(0).random(len(frame))
+    assert len(frame) > 5000
+    conflict = refused([SlateSize(10), CategoryMaximum("A", 9), *extra], frame, catalogue).conflict
+    assert set(conflict) == names
+    assert conflict.together
+    assert not conflict.proven

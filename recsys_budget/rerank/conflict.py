@@ -1,4 +1,4 @@
-"""Why no slate exists: a smallest set of named constraints that conflict, and what would settle it."""
+"""Why no slate exists: a smallest set of constraints that cannot hold together, and what would settle it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Relaxation:
             return (
                 f"{name}: leave it out, or put up with a violation of {_number(self.amount)}{self._caveats()}"
             )
-        return f"{name}: leave it out; no change of its number is known to do"
+        return f"{name}: no change of its number is known to do; leave it out"
 
     def _caveats(self) -> str:
         said = [] if self.exact else ["less may do"]
@@ -88,8 +88,10 @@ class Conflict(Collection[str]):
         offers: For each conflicting constraint what the candidates offer, in words.
         proven: Whether two things are certain: that no slate satisfies the conflicting constraints (a
             complete search found none, or ``certified``), and that leaving out any one of them leaves some
-            that do (such slates were found and counted). A slate size beside a constraint that is not linear
-            or reads positions is taken as given: only the others can be left out.
+            that do (a solution was found and checked). A slate size beside a constraint that is not linear or
+            reads positions is taken as given: only the others can be left out. In populations too large for
+            integer programs weights prove the conflict, and what they can spare is left out, but perhaps
+            more could be.
         certified: Whether weights of the constraints prove without trust in any solver that they conflict:
             their weighted sum, in float64, asks for more than any candidates could give (Farkas' lemma).
         relaxations: One for each conflicting constraint.
@@ -100,7 +102,6 @@ class Conflict(Collection[str]):
         n_without: Users without a slate, for this or other reasons.
         n_unchecked: Of these, users for whom it was not found out whether this conflict is the reason.
         n_asked: Users in all.
-        together: Whether some of the constraints are about all slates together.
     """
 
     constraints: tuple[Constraint, ...]
@@ -192,7 +193,7 @@ class Conflict(Collection[str]):
             return f"Proven by {how}; without any one of these, the others can be satisfied."
         if self.certified:
             return f"Proven by {how}, but perhaps not all of these are needed."
-        return "Not proven: there was no time to find out whether all of these are needed."
+        return "Not proven: it was not found out whether all of these are needed."
 
     def __str__(self) -> str:
         lines = [f"{self._who()}: no slate satisfies{' together' if len(self) > 1 else ''}"]

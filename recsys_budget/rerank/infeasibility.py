@@ -23,11 +23,15 @@ from recsys_budget.constraints import (
 from recsys_budget.constraints.base import item_rows
 from recsys_budget.errors import NumericalError
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
-from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets, moved_by, number_of
+from recsys_budget.rerank.divergence import Prices
+from recsys_budget.rerank.loosening import moved_by, number_of
+from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets
 
 # Users asked one by one, where others are not alike; users for whom relaxations are worked out; slate sizes
 # tried on either side; shortages told.
 _TRIED, _RELAXED, _SIZES, _SHOWN = 200, 8, 3, 20
+# Candidates above which integer programs over everybody take too long.
+_LARGE = 5_000
 
 
 def find_conflict(
@@ -37,14 +41,15 @@ def find_conflict(
     *,
     solver: str | None = None,
     deadline: float = math.inf,
+    named: Sequence[str] = (),
 ) -> Conflict:
     """Why these users have no slates.
 
-    Rules of one user are tried first. What conflicts for the first user without a slate is found by deletion:
-    of the rules that a linear relaxation finds in conflict, each is left out in turn, for good where the rest
-    stays infeasible (Chinneck and Dravnieks 1991, doi:10.1287/ijoc.3.2.157). The slate size is tried last, so
-    that too few candidates are reported as that alone; it is kept beside rules that may mean something for
-    slates of k items only.
+    Rules of one user are tried first. What conflicts for the first user without a slate is found by
+    deletion: of the rules that a linear relaxation finds in conflict, each is left out in turn, for good
+    where the rest stays infeasible (Chinneck and Dravnieks 1991, doi:10.1287/ijoc.3.2.157). The slate size
+    is tried last, so that too few candidates are reported as that alone; it is kept beside rules that may
+    mean something for slates of k items only.
 
     Args:
         rules: Every rule asked for; soft ones never conflict.
@@ -52,16 +57,53 @@ def find_conflict(
         users: Positions of users who are said to have no slate, at least one.
         solver: Solver for the integer programs; None takes HiGHS.
         deadline: When to stop and tell what is known, by ``time.monotonic``.
+        named: Rules about all slates that diverging prices found in conflict. In a population too large for
+            integer programs that is where the search starts, and prices are what proves.
 
     Raises:
         NumericalError: The rules can be satisfied together after all, or a solver's answer fails a check.
     """
     hard = [rule for rule in rules if rule.hard]
     own = [rule for rule in hard if rule.scope == "user"]
+    if named and len(population.items) > _LARGE:
+        return _by_prices(rules, hard, population, named)
     first = _first_alone(own, population, users, solver, deadline, certain=len(own) == len(hard))
     if first is not None:
         return _Search(rules, own, population, users, first, solver, deadline).conflict()
     return _Search(rules, hard, population, users, None, solver, deadline).conflict()
+
+
+def _by_prices(
+    rules: Sequence[Constraint], hard: Sequence[Constraint], population: Population, named: Sequence[str]
+) -> Conflict:
+    """The conflict that diverging prices prove; each user alone has a slate."""
+    prices = Prices(hard, population)
+    sizes = frozenset(i for i, rule in enumerate(hard) if isinstance(rule, SlateSize))
+    begin = frozenset(i for i, rule in enumerate(hard) if rule.scope == "user" or rule.name in named)
+    kept, certified = prices.smallest(begin)
+    if kept != prices.crossed():
+        kept = kept | sizes
+    everybody = len(population)
+    unknown = [Relaxation(hard[i], None, None, None, False, False, everybody) for i in sorted(kept)]
+    return Conflict(
+        constraints=tuple(hard[i] for i in sorted(kept)),
+        rules=tuple(rules),
+        offers=tuple(
+            hard[i].explain(population)
+            if hard[i].scope == "population"
+            else f"asked of each of {len(population)} users"
+            for i in sorted(kept)
+        ),
+        proven=False,
+        certified=certified,
+        relaxations=tuple(unknown),
+        shortages=(),
+        users=tuple(map(str, population.users[:10])),
+        n_users=len(population),
+        n_without=len(population),
+        n_unchecked=0,
+        n_asked=len(population),
+    )
 
 
 def _first_alone(

@@ -280,8 +280,16 @@ class Reranker:
         without = np.flatnonzero((outcome.chosen < 0).all(axis=1))
         impossible = np.flatnonzero(outcome.infeasible)
         if len(impossible):
-            found = find_conflict(self._rules, table, impossible, solver=self.solver, deadline=deadline)
-            raise infeasible(found)
+            raise infeasible(
+                find_conflict(
+                    self._rules,
+                    table,
+                    impossible,
+                    solver=self.solver,
+                    deadline=deadline,
+                    named=outcome.conflict,
+                )
+            )
         if len(without):
             first = ", ".join(repr(table.users[u]) for u in without[:3])
             if not outcome.stopped or time_limit is None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +20,10 @@ from recsys_budget.constraints import (
     Population,
     SlateSize,
 )
-from recsys_budget.errors import NumericalError, SpecificationError
+from recsys_budget.errors import NumericalError
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.integer import Program, relaxed_prices, search, solve_highs
+from recsys_budget.rerank.loosening import moved_by, number_of, one_step
 from recsys_budget.rerank.model import Model, assemble
 
 
@@ -104,9 +104,9 @@ class Subsets:
         )
         n, m = len(model.linear), len(model.upper)
         if not model.is_linear:
-            weights = relaxed_prices(soft, len(self.rules))
+            by_rule = relaxed_prices(soft, len(self.rules))
             opaque = {rule.owner for rule in model.opaque}
-            return {i for i in kept if weights[i] > TOLERANCE or i in opaque}, False
+            return {i for i in kept if by_rule[i] > TOLERANCE or i in opaque}, False
         own = np.flatnonzero(model.owner >= 0)
         excess = sparse.csr_array((-np.ones(len(own)), (own, np.arange(len(own)))), shape=(m, len(own)))
         program = Program(
@@ -119,12 +119,12 @@ class Subsets:
             integers=0,
         )
         duals = solve_highs(program, 0.0, math.inf).duals
-        weights = np.zeros(m) if duals is None else np.maximum(0.0, duals)
-        weights = np.where(weights > TOLERANCE, weights, 0.0)
-        least = np.minimum(0.0, model.rows.T @ weights).sum()
-        asked = float(weights @ model.upper)
-        scale = float(weights @ (np.abs(model.upper) + 1.0))
-        return set(model.owner[(weights > 0.0) & (model.owner >= 0)].tolist()), bool(
+        prices = np.zeros(m) if duals is None else np.asarray(duals, np.float64)
+        positive = np.where(prices > TOLERANCE, prices, 0.0)
+        least = np.minimum(0.0, model.rows.T @ positive).sum()
+        asked = float(positive @ model.upper)
+        scale = float(positive @ (np.abs(model.upper) + 1.0))
+        return set(model.owner[(positive > 0.0) & (model.owner >= 0)].tolist()), bool(
             least - asked > TOLERANCE * scale
         )
 
@@ -147,13 +147,13 @@ class Subsets:
             rates = np.ones(len(rows) + sum(len(o.upper) for o in model.opaque if o.owner == owner))
             step = 1.0
         else:
-            trial, step = _step(rule, field, sign)
+            trial, step = one_step(rule, field, sign)
             if trial is None:
                 return None
-            moves = self._rates(rule, trial, sized=bool(self._sizes & set(kept)))
-            if moves is None or not (moves > 0.0).any():
+            found = self._rates(rule, trial, sized=bool(self._sizes & set(kept)))
+            if found is None or not (found > 0.0).any():
                 return None
-            rates = moves
+            rates = found
         z, least = self._least(model, rows, owner, rates, summed=field is None)
         if z is None:
             return None
@@ -205,7 +205,7 @@ class Subsets:
         return replace(model, owner=owner, opaque=tuple(replace(o, owner=at[o.owner]) for o in model.opaque))
 
     def _rates(self, rule: Constraint, trial: Constraint, *, sized: bool) -> NDArray[np.float64] | None:
-        """How much looser each row of a rule gets when its number moves one step; None where z decides.
+        """How much looser each row of a rule gets when its number moves a step; None where z has a say.
 
         A number may also move coefficients, as the bound on a mean does: where each item counts alike, and
         slates hold k of them, that is a move of the bound.
@@ -229,8 +229,8 @@ class Subsets:
     ) -> tuple[NDArray[np.float64] | None, float]:
         """A selection at which one rule is violated least, in steps, and a lower bound on any.
 
-        The violation is the largest over rows, or their sum. Where rules are not linear, the search minimises
-        the sum in either case, and the bound allows for that.
+        The violation is the largest over rows, or their sum. Where rules are not linear, the search
+        minimises the sum in either case, and the bound allows for that.
         """
         if model.is_linear and not summed:
             return self._least_step(model, rows, rates)
@@ -281,7 +281,8 @@ class Subsets:
             return None, math.inf
         if answer.v is None:
             raise OutOfTime
-        return np.asarray(np.round(np.clip(answer.v[:n], 0.0, 1.0)), np.float64), max(0.0, -answer.bound)
+        z = np.round(np.clip(answer.v[:n], 0.0, 1.0)).astype(np.float64)
+        return z, max(0.0, -answer.bound)
 
     def _broken(self, rules: Sequence[Constraint], model: Model, z: NDArray[np.float64]) -> str | None:
         """Name of a rule that the slates of a selection violate, counted without the inequality.
@@ -348,57 +349,6 @@ class Subsets:
         return all(each is not None and each[k] == 0.0 for each in weights)
 
 
-def number_of(rule: Constraint) -> tuple[str | None, int]:
-    """The field that says how much a rule asks, and 1 where more asks for more, -1 where less does."""
-    for name, sign in rule.tighter.items():
-        value = getattr(rule, name)
-        if isinstance(value, int | float | np.integer | np.floating):
-            return name, sign
-    return None, 0
-
-
-def moved_by(rule: Constraint, field: str, change: float, *, tidy: bool = True) -> Constraint | None:
-    """The rule with a number moved, under a name that says so if it was named by its numbers.
-
-    Args:
-        rule: The rule.
-        field: Name of the number.
-        change: How far it moves.
-        tidy: Round to twelve digits.
-
-    Returns:
-        None where the rule does not allow such a number.
-    """
-    value = getattr(rule, field)
-    if isinstance(value, int | np.integer):
-        moved: float = int(value) + round(change)
-    else:
-        moved = float(f"{value + change:.12g}") if tidy else value + change
-    changes: dict[str, Any] = {field: moved} | ({"name": ""} if _is_named_by_numbers(rule) else {})
-    try:
-        return replace(rule, **changes)
-    except SpecificationError:
-        return None
-
-
-def _is_named_by_numbers(rule: Constraint) -> bool:
-    try:
-        return rule.name == rule.default_name()
-    except SpecificationError:  # a kind that is always named by its owner
-        return False
-
-
-def _step(rule: Constraint, field: str, sign: int) -> tuple[Constraint | None, float]:
-    """The rule made a step looser, and the step; None where it is as loose as can be."""
-    value = getattr(rule, field)
-    steps = (1.0,) if isinstance(value, int | np.integer) else (abs(value) / 2.0 or 1.0, 1e-3, 1e-6)
-    for step in steps:
-        trial = moved_by(rule, field, -sign * step, tidy=False)
-        if trial is not None:
-            return trial, step
-    return None, 0.0
-
-
 def _part(model: Model, kept: Set[int]) -> Model:
     """The problem with the rows of these rules alone, and those that make z an assignment."""
     here = (model.owner < 0) | np.isin(model.owner, list(kept))
@@ -415,7 +365,7 @@ def _part(model: Model, kept: Set[int]) -> Model:
 
 
 def _excess(model: Model, z: NDArray[np.float64], owner: int) -> NDArray[np.float64]:
-    """How far each row of a rule, then each entry known only as a function, is above its bound."""
+    """How far a rule's rows, and then the entries of one only known as a function, are above their bounds."""
     over = model.rows @ z - model.upper
     for curve in model.curves:
         over[curve.row] += float(curve.function(curve.factor.T @ z))
