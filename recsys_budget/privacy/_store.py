@@ -401,8 +401,8 @@ def _drop_leftovers(path: Path) -> bool:
 def _execute(connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
     """Execute, and while somebody else holds the file try again, until patience ends.
 
-    SQLite's own waiting sleeps for up to 0.1 s at a time. Between two writes of a busy process the file is free
-    for far less, so that others could wait for minutes; nor can that be interrupted.
+    SQLite's own waiting sleeps for up to 0.1 s at a time. Between two writes of a busy process the file is
+    free for far less, so that others could wait for minutes; nor can that be interrupted.
     """
     end = time.monotonic() + _PATIENCE
     while True:
