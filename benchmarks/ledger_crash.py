@@ -47,7 +47,8 @@ from recsys_budget.privacy import (
 )
 from recsys_budget.privacy import ledger as ledger_module
 from recsys_budget.privacy._store import Store
-from recsys_budget.privacy.reservation import chunk, releases
+from recsys_budget.privacy.ledger import chunk
+from recsys_budget.privacy.mechanism import releases
 
 CAP = PrivacyBudget(3.0, 1e-5)
 # About ten of these fill the budget, so that processes often compete for the last of it.
@@ -94,7 +95,7 @@ def work(path: Path, log: int, rng: random.Random, with_alone: bool) -> None:
 
 
 def check_then_insert() -> None:
-    granted = ledger_module._granted
+    granted = _account.granted
     last: list[Any] = []
 
     def stale(account: _account.Account, request: tuple[Any, ...]) -> Any:
@@ -106,7 +107,7 @@ def check_then_insert() -> None:
         last[:] = [granted(account, request)]
         return last[0]
 
-    ledger_module._granted = stale
+    _account.granted = stale
 
 
 def claim_unrecorded() -> None:

@@ -25,6 +25,10 @@ from .models import Popularity as Popularity
 from .models import PrivateAutoencoder as PrivateAutoencoder
 from .privacy import PrivacyBudget as PrivacyBudget
 from .privacy import PrivacyLedger as PrivacyLedger
+from .privacy import PrivateQueries as PrivateQueries
+from .privacy import Receipt as Receipt
+from .privacy import Use as Use
+from .privacy import plan_budget as plan_budget
 from .rerank import EngagementDiversity as EngagementDiversity
 from .rerank import Reranker as Reranker
 from .rerank import top_k as top_k

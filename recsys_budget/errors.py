@@ -42,6 +42,10 @@ class DataError(RecsysBudgetError, ValueError):
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
 
 
+class CheckpointError(DataError):
+    """A training checkpoint that is missing, torn or altered, belongs elsewhere, or cannot be written."""
+
+
 class SpecificationError(RecsysBudgetError, ValueError):
     """A request that contradicts itself or the rules, found before any data is read."""
 

@@ -529,3 +529,26 @@ class TestPopulations:
         path.unlink()
         with pytest.raises(LedgerCorruptError, match="missing, but its key"):
             PrivacyLedger(BUDGET, path)
+
+
+class TestDisplay:
+    def test_spent_remaining_and_purposes_are_shown_escaped(self, tmp_path, monkeypatch):
+        ledger = PrivacyLedger(BUDGET, tmp_path / "b.db", population="<b>people</b>")
+        assert "nothing is spent yet" in ledger._repr_html_()
+        ledger.reserve([GaussianMechanism(9.0)], purpose="<script>alert(1)</script> & $x_{$")
+        shown = ledger._repr_html_()
+        assert "<script>" not in shown
+        assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $x_{$" in shown
+        assert "&lt;b&gt;people" in shown
+        assert "remaining:" in shown
+        assert str(tmp_path / "b.db") in shown
+        monkeypatch.chdir(tmp_path)
+        assert "Kept in b.db." in ledger._repr_html_()
+
+    def test_long_records_are_cut_and_say_so(self):
+        ledger = PrivacyLedger(PrivacyBudget(8.0, 1e-5))
+        for number in range(20):
+            ledger.reserve([GaussianMechanism(20.0)], purpose=f"number {number}")
+        assert "8 earlier ones" in ledger._repr_html_()
+        assert "number 3" not in ledger._repr_html_()
+        assert "gone when it ends" in ledger._repr_html_()

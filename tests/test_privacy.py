@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 
-import numpy as np
 import pytest
 from scipy import optimize, stats
 
@@ -19,15 +16,11 @@ from recsys_budget.privacy import (
     GaussianMechanism,
     PrivacyBudget,
     PrivacyLedger,
-    Receipt,
     SampledGaussianMechanism,
-    SeededNoise,
-    SystemNoise,
     epsilon,
     filter_epsilon,
     filter_order,
     largest_steps,
-    round_up,
     smallest_noise,
 )
 
@@ -175,79 +168,3 @@ def test_the_filter_is_the_closed_form_for_gaussians():
     assert filter_epsilon([GaussianMechanism(3.0), GaussianMechanism(4.0)], BUDGET) == pytest.approx(
         expected, rel=1e-8
     )
-
-
-def normal_is_accepted(draws):
-    return stats.kstest(draws, "norm").pvalue > 1e-6
-
-
-def test_system_noise_is_standard_normal_and_a_wrong_scale_is_caught():
-    draws = SystemNoise().normal(1_000_000)
-    assert normal_is_accepted(draws)
-    assert not normal_is_accepted(draws * 1.02)
-    # The variance test is the sharper one for scale: 1e6 draws give it a standard error of 0.0014.
-    assert abs(draws.var() - 1) < 0.01
-    assert abs((draws * 1.02).var() - 1) > 0.01
-
-
-def test_system_uniform_is_open_and_uniform():
-    draws = SystemNoise().uniform(1_000_000)
-    assert draws.min() > 0
-    assert draws.max() < 1
-    assert stats.kstest(draws, "uniform").pvalue > 1e-6
-
-
-@pytest.mark.parametrize(("byte", "extreme"), [(b"\x00", 2.0**-53), (b"\xff", 1 - 2.0**-53)])
-def test_extreme_bytes_give_finite_normals(monkeypatch, byte, extreme):
-    monkeypatch.setattr(os, "urandom", lambda size: byte * size)
-    assert SystemNoise().uniform(1)[0] == extreme
-    assert np.isfinite(SystemNoise().normal(1)).all()
-    assert SystemNoise().normal(1)[0] == pytest.approx({b"\x00": 9.15, b"\xff": 0.0}[byte], abs=0.1)
-
-
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forking beside threads is the test
-def test_system_noise_ignores_seeds_and_forks():
-    np.random.seed(0)  # noqa: NPY002  the point is that seeding changes nothing
-    first = SystemNoise().normal(4)
-    np.random.seed(0)  # noqa: NPY002
-    assert not np.array_equal(first, SystemNoise().normal(4))
-    source = SystemNoise()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, source.normal(4).tobytes())
-        os._exit(0)
-    os.waitpid(child, 0)
-    theirs = np.frombuffer(os.read(reading, 32))
-    os.close(reading)
-    os.close(writing)
-    assert not np.array_equal(theirs, source.normal(4))
-
-
-def test_seeded_noise_repeats_and_says_it_is_not_private():
-    assert np.array_equal(SeededNoise(1).normal(5), SeededNoise(1).normal(5))
-    assert not SeededNoise(1).private
-    assert SystemNoise().private
-
-
-def test_receipt_round_trip_and_rounding():
-    ledger = PrivacyLedger(BUDGET)
-    reservation = ledger.reserve([GaussianMechanism(2.0)], purpose="test")
-    receipt = Receipt.write(
-        model="Test",
-        private=True,
-        ledger=ledger,
-        reservation=reservation,
-        steps=0,
-        stop_reason="test",
-        constants={"k": 3},
-        declared_public=["catalogue"],
-    )
-    assert Receipt.from_json(receipt.to_json()) == receipt
-    assert receipt.epsilon >= epsilon(reservation.mechanisms, 1e-5)
-    assert receipt.epsilon == pytest.approx(ledger.spent, abs=1e-4)
-    assert json.loads(receipt.to_json())["mechanisms"] == [
-        {"kind": "GaussianMechanism", "noise_multiplier": 2.0}
-    ]
-    assert round_up(1.00001) == 1.0001
-    assert round_up(2.0) == 2.0

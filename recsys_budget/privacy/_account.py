@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from recsys_budget.errors import LedgerCorruptError, UnsupportedMechanismError
 from recsys_budget.privacy._store import Record
-from recsys_budget.privacy.accounting import renyi, renyi_cap
+from recsys_budget.privacy.accounting import (
+    epsilon,
+    largest_steps,
+    renyi,
+    renyi_cap,
+    renyi_epsilon,
+    smallest_noise,
+)
 from recsys_budget.privacy.budget import PrivacyBudget
-from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
+from recsys_budget.privacy.mechanism import (
+    GaussianMechanism,
+    Mechanism,
+    SampledGaussianMechanism,
+    releases,
+)
 
 # Divergences are kept as whole multiples of this, so that sums are exact and do not depend on their order.
 UNIT = 1e-12
 _KINDS = {kind.__name__: kind for kind in (GaussianMechanism, SampledGaussianMechanism)}
 
 
+# About the least that anyone would ask for: where not even this fits, nothing does.
+_LEAST = GaussianMechanism(1e4)
 # Stands for a divergence that is not finite: far above any cap, and still a whole number.
 _UNBOUNDED = 2**62
 
@@ -217,3 +231,53 @@ def shortened(mechanisms: Sequence[Mechanism], used: Sequence[int]) -> tuple[Mec
 
 def _budget(body: Mapping[str, Any]) -> PrivacyBudget:
     return PrivacyBudget(body["epsilon"], body["delta"])
+
+
+def granted(account: Account, request: tuple[Mechanism, ...]) -> tuple[int, bool] | None:
+    """Units that the request counts for and whether the filter covers it; None where it is refused."""
+    units = cost(request, account.order)
+    if account.units + units <= account.cap_units:
+        return units, True
+    # Alone, it was fixed before anything was released. NaN is refused.
+    if not account.live and epsilon(request, account.cap.delta) <= account.cap.epsilon:
+        return units, False
+    return None
+
+
+def spent(account: Account) -> float:
+    """Epsilon of all reservations, as they count now."""
+    return total(account, account.units, account.live)
+
+
+def total(account: Account, units: int, live: Sequence[Entry]) -> float:
+    """Epsilon of these reservations, which count for so many units."""
+    filtered = renyi_epsilon(UNIT * units, account.cap.delta, account.order)
+    return min(filtered, epsilon(live[0].mechanisms, account.cap.delta)) if len(live) == 1 else filtered
+
+
+def remaining(account: Account) -> float:
+    if granted(account, (_LEAST,)) is None:
+        return 0.0
+    return max(0.0, account.cap.epsilon - spent(account))
+
+
+def largest(
+    request: tuple[Mechanism, ...], fits: Callable[[Sequence[Mechanism]], bool]
+) -> tuple[Mechanism, ...] | None:
+    """The request with as many steps as fit, or where not even one of each does, with as little noise."""
+    most = max(releases(m) for m in request)
+
+    def with_steps(n: int) -> tuple[Mechanism, ...]:
+        return tuple(
+            replace(m, steps=-(-m.steps * n // most)) if isinstance(m, SampledGaussianMechanism) else m
+            for m in request
+        )
+
+    def with_noise(factor: float) -> tuple[Mechanism, ...]:
+        return tuple(replace(m, noise_multiplier=m.noise_multiplier * factor) for m in request)
+
+    steps = largest_steps(with_steps, fits, most - 1) if most > 1 else 0
+    if steps:
+        return with_steps(steps)
+    factor = smallest_noise(with_noise, fits)
+    return with_noise(factor) if math.isfinite(factor) else None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import math
 import secrets
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recsys_budget import _html
 from recsys_budget.errors import (
     BudgetExceededError,
     LedgerCorruptError,
@@ -27,23 +27,26 @@ from recsys_budget.errors import (
 )
 from recsys_budget.privacy import _account
 from recsys_budget.privacy._account import UNIT, Account, Accounts, Entry
+from recsys_budget.privacy._fork import keep_still_while_forking
 from recsys_budget.privacy._sketch import Sketcher, key_path, read_key
 from recsys_budget.privacy._store import Store, is_missing
 from recsys_budget.privacy.accounting import (
     epsilon,
     filter_order,
-    largest_steps,
     renyi_epsilon,
     round_up,
-    smallest_noise,
 )
 from recsys_budget.privacy.budget import PrivacyBudget
-from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
-from recsys_budget.privacy.reservation import _FROM_A_LEDGER, Reservation, chunk, releases
+from recsys_budget.privacy.mechanism import Mechanism, releases
+from recsys_budget.privacy.reservation import _FROM_A_LEDGER, Reservation
 
-# About the least that anyone would ask for: where not even this fits, nothing does.
-_LEAST = GaussianMechanism(1e4)
+_SHOWN = 12  # reservations in a notebook's display
 _COLUMNS = ("record", "time", "event", "purpose", "mechanisms", "used", "epsilon", "total", "settled")
+
+
+def chunk(mechanism: Mechanism) -> int:
+    """How many releases are claimed at once: many, so that a step costs nothing, and few of the whole."""
+    return max(1, min(256, releases(mechanism) // 8))
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,7 @@ class PrivacyLedger:
                     f"the ledger {where} is missing, but its key {key_path(where)} is there: put the ledger "
                     "back. Only if it never held anything that counts, delete the key to start a new one"
                 )
-        with _FORK:
-            _LEDGERS.add(self)
+        keep_still_while_forking(self)
         with self._lock:
             self._store = Store(where, self._accounts.apply)
             self._declare(cap)
@@ -163,13 +165,13 @@ class PrivacyLedger:
     def spent(self) -> float:
         """Epsilon of everything reserved so far, less what was returned, at the cap's delta."""
         with self._read() as account:
-            return _spent(account)
+            return _account.spent(account)
 
     @property
     def remaining(self) -> float:
         """The cap's epsilon less :attr:`spent`; 0 when nothing more fits. A summary: costs do not add up."""
         with self._read() as account:
-            return _remaining(account)
+            return _account.remaining(account)
 
     @property
     def guaranteed_epsilon(self) -> float:
@@ -191,7 +193,7 @@ class PrivacyLedger:
         """Whether :meth:`reserve` would grant this; reserves nothing."""
         request = _account.plain(mechanisms)
         with self._read() as account:
-            return _granted(account, request) is not None
+            return _account.granted(account, request) is not None
 
     def reserve(self, mechanisms: Sequence[Mechanism], *, purpose: str) -> Reservation:
         """Pay for mechanisms that are about to run.
@@ -214,7 +216,7 @@ class PrivacyLedger:
         # Worked out before the file is locked, since it is slow; the second look, inside, is from the cache.
         self.fits(request)
         with self._write() as account:
-            terms = _granted(account, request)
+            terms = _account.granted(account, request)
             if terms is not None:
                 units, filtered = terms
                 number = self._append(
@@ -342,7 +344,7 @@ class PrivacyLedger:
             for entry in account.entries.values():
                 units += entry.units
                 live += [entry] if entry.live else []
-                totals.append(_total(account, units, live))
+                totals.append(_account.total(account, units, live))
             rows += [
                 {
                     "record": entry.seq,
@@ -366,9 +368,38 @@ class PrivacyLedger:
     def __repr__(self) -> str:
         with self._read() as account:
             return (
-                f"PrivacyLedger(epsilon spent {round_up(_spent(account))} of {account.cap.epsilon:g} "
+                f"PrivacyLedger(epsilon spent {round_up(_account.spent(account))} of {account.cap.epsilon:g} "
                 f"at delta {account.cap.delta:g}, reservations: {len(account.entries)})"
             )
+
+    def _repr_html_(self) -> str:
+        """Spent, remaining, and a line a reservation; everything that somebody wrote is escaped."""
+        with self._read() as account:
+            spent, left, cap = _account.spent(account), _account.remaining(account), account.cap
+            rows = [
+                (
+                    entry.seq,
+                    entry.purpose,
+                    "; ".join(map(str, entry.mechanisms)),
+                    f"{round_up(epsilon(entry.mechanisms, cap.delta)):.4f}",
+                    "settled" if entry.settled else "open",
+                )
+                for entry in account.entries.values()
+            ]
+        where: Path | str = self.path or "the memory of this process: gone when it ends"
+        if self.path is not None and self.path.is_relative_to(Path.cwd()):
+            where = self.path.relative_to(Path.cwd())
+        shown = rows[-_SHOWN:]
+        earlier = f" ({len(rows) - _SHOWN} earlier ones are in history())" if len(rows) > _SHOWN else ""
+        return _html.card(
+            f"Privacy ledger of {self._population}",
+            _html.gauge(spent, cap.epsilon),
+            _html.text(f"remaining: {math.floor(left * 1e4) / 1e4:.4f}, at delta {cap.delta:g}"),
+            _html.table(shown, ("record", "purpose", "mechanisms", "epsilon alone", "state"))
+            if rows
+            else _html.text("nothing is spent yet"),
+            note=f"Kept in {where}. Epsilons of single reservations do not add up{earlier}.",
+        )
 
     @contextmanager
     def _read(self) -> Iterator[Account]:
@@ -467,13 +498,17 @@ class PrivacyLedger:
     def _exceeded(self, request: tuple[Mechanism, ...], purpose: str) -> BudgetExceededError:
         with self._read() as account:
             cap, delta = account.cap.epsilon, account.cap.delta
-            alone, spent, remaining = epsilon(request, delta), _spent(account), _remaining(account)
+            alone, spent, remaining = (
+                epsilon(request, delta),
+                _account.spent(account),
+                _account.remaining(account),
+            )
             together = renyi_epsilon(
                 UNIT * (account.units + _account.cost(request, account.order)), delta, account.order
             )
             if not account.live:
                 together = min(together, alone)
-        largest = _largest(request, self.fits) if remaining else None
+        largest = _account.largest(request, self.fits) if remaining else None
         looser = ", by the looser rule for choices made after seeing results" if spent else ""
         more = f"What would fit: {'; '.join(map(str, largest))}" if largest else "Nothing more fits"
         return BudgetExceededError(
@@ -487,82 +522,8 @@ class PrivacyLedger:
         )
 
 
-def _granted(account: Account, request: tuple[Mechanism, ...]) -> tuple[int, bool] | None:
-    """Units that the request counts for and whether the filter covers it; None where it is refused."""
-    units = _account.cost(request, account.order)
-    if account.units + units <= account.cap_units:
-        return units, True
-    # Alone, it was fixed before anything was released. NaN is refused.
-    if not account.live and epsilon(request, account.cap.delta) <= account.cap.epsilon:
-        return units, False
-    return None
-
-
-def _spent(account: Account) -> float:
-    """Epsilon of all reservations, as they count now."""
-    return _total(account, account.units, account.live)
-
-
-def _total(account: Account, units: int, live: Sequence[Entry]) -> float:
-    """Epsilon of these reservations, which count for so many units."""
-    filtered = renyi_epsilon(UNIT * units, account.cap.delta, account.order)
-    return min(filtered, epsilon(live[0].mechanisms, account.cap.delta)) if len(live) == 1 else filtered
-
-
-def _remaining(account: Account) -> float:
-    if _granted(account, (_LEAST,)) is None:
-        return 0.0
-    return max(0.0, account.cap.epsilon - _spent(account))
-
-
 def _encodable(text: str) -> bool:
     try:
         return bool(text.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _largest(
-    request: tuple[Mechanism, ...], fits: Callable[[Sequence[Mechanism]], bool]
-) -> tuple[Mechanism, ...] | None:
-    """The request with as many steps as fit, or where not even one of each does, with as little noise."""
-    most = max(releases(m) for m in request)
-
-    def with_steps(n: int) -> tuple[Mechanism, ...]:
-        return tuple(
-            replace(m, steps=-(-m.steps * n // most)) if isinstance(m, SampledGaussianMechanism) else m
-            for m in request
-        )
-
-    def with_noise(factor: float) -> tuple[Mechanism, ...]:
-        return tuple(replace(m, noise_multiplier=m.noise_multiplier * factor) for m in request)
-
-    steps = largest_steps(with_steps, fits, most - 1) if most > 1 else 0
-    if steps:
-        return with_steps(steps)
-    factor = smallest_noise(with_noise, fits)
-    return with_noise(factor) if np.isfinite(factor) else None
-
-
-# A fork copies SQLite's own idea of which locks are held and what is half written. So that nothing is, every
-# ledger is kept still while a process forks: fork first takes the locks that reading and writing take.
-_LEDGERS: weakref.WeakSet[PrivacyLedger] = weakref.WeakSet()
-_FORK = threading.RLock()
-_still: list[threading.RLock] = []
-
-
-def _before_fork() -> None:
-    _FORK.acquire()
-    for ledger in sorted(_LEDGERS, key=id):
-        ledger._lock.acquire()
-        _still.append(ledger._lock)
-
-
-def _after_fork() -> None:
-    while _still:
-        _still.pop().release()
-    _FORK.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from recsys_budget.errors import ReservationError, ReservationUsedUpError
-from recsys_budget.privacy.mechanism import Mechanism
+from recsys_budget.privacy.mechanism import Mechanism, releases
 
 if TYPE_CHECKING:
     from recsys_budget.privacy.ledger import PrivacyLedger
@@ -42,6 +42,11 @@ class Reservation:
         self._closed = False
         self._process = os.getpid()
         self._lock = ledger._lock
+
+    @property
+    def ledger(self) -> PrivacyLedger:
+        """Where it was made."""
+        return self._ledger
 
     @property
     def id(self) -> int:
@@ -143,13 +148,3 @@ class Reservation:
                 f"{mechanism}: all reserved releases of it were used; reserve more before reading"
             )
         return place, count
-
-
-def releases(mechanism: Mechanism) -> int:
-    """How many releases a reserved mechanism grants."""
-    return getattr(mechanism, "steps", 1)
-
-
-def chunk(mechanism: Mechanism) -> int:
-    """How many releases are claimed at once: many, so that a step costs nothing, and few of the whole."""
-    return max(1, min(256, releases(mechanism) // 8))
