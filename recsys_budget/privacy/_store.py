@@ -19,8 +19,9 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from recsys_budget.errors import LedgerCorruptError, LedgerUnavailableError, Res
 SCHEMA_VERSION = 1
 _APPLICATION = 0x52425047  # "RBPG"
 _PATIENCE = 60.0  # seconds to wait for other processes' locks
+_PAUSE = 0.001  # seconds between two attempts
 _SCHEMA = {
     "record": "CREATE TABLE record (seq INTEGER PRIMARY KEY, population TEXT NOT NULL, kind TEXT NOT NULL, "
     "body TEXT NOT NULL, data BLOB, hash BLOB NOT NULL)",
@@ -115,7 +117,7 @@ class Store:
         with self._translated():
             self._make_ready()
             try:
-                self._connection.execute("BEGIN")
+                _execute(self._connection, "BEGIN")
                 self._read()
             finally:
                 self._roll_back()
@@ -133,7 +135,7 @@ class Store:
                 self._begin()
                 self._read()
                 yield
-                self._connection.execute("COMMIT")
+                _execute(self._connection, "COMMIT")
                 self._check_place()
             except BaseException:
                 self._pending.clear()
@@ -155,11 +157,15 @@ class Store:
         seq, before = (last.seq, last.hash) if last else self._last
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = _digest(before, seq + 1, population.encode(), kind.encode(), text.encode(), data)
-        self._connection.execute(
-            "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?)", (seq + 1, population, kind, text, data, digest)
+        _execute(
+            self._connection,
+            "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?)",
+            (seq + 1, population, kind, text, data, digest),
         )
-        changed = self._connection.execute(
-            "UPDATE head SET seq = ?, hash = ? WHERE one = 1 AND seq = ?", (seq + 1, digest, seq)
+        changed = _execute(
+            self._connection,
+            "UPDATE head SET seq = ?, hash = ? WHERE one = 1 AND seq = ?",
+            (seq + 1, digest, seq),
         )
         if changed.rowcount != 1:
             raise self._corrupt("its head is not where its last record is")
@@ -174,7 +180,7 @@ class Store:
         """
         with self._translated():
             self._make_ready()
-            rows = self._connection.execute("SELECT hex(hash) FROM record WHERE seq = ?", (seq,)).fetchall()
+            rows = _execute(self._connection, "SELECT hex(hash) FROM record WHERE seq = ?", (seq,)).fetchall()
         if rows != [(digest.upper().encode(),)]:
             raise self._corrupt(
                 f"it does not hold record {seq} that was written to it: an older copy or another file was "
@@ -182,7 +188,7 @@ class Store:
             )
 
     def _begin(self) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
+        _execute(self._connection, "BEGIN IMMEDIATE")
 
     def _roll_back(self) -> None:
         """End a transaction that was not committed, also one that an interruption left behind."""
@@ -219,7 +225,7 @@ class Store:
                 raise self._corrupt(f"it says that its format is {version}")
             if self._one("PRAGMA journal_mode") != b"delete":
                 raise self._corrupt("its journal mode was changed, so records may lie in another file")
-            rows = self._connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+            rows = _execute(self._connection, "SELECT name, sql FROM sqlite_master").fetchall()
             if dict(rows) != {name.encode(): sql.encode() for name, sql in _SCHEMA.items()}:
                 raise self._corrupt("its tables are not a ledger's")
             if self._one("PRAGMA integrity_check") != b"ok":
@@ -230,10 +236,10 @@ class Store:
         self._roll_back()
         # Pages kept from before are trusted as long as a counter in the file stands where it stood, which it
         # may after a copy was put back and written to.
-        self._connection.execute("PRAGMA shrink_memory")
+        _execute(self._connection, "PRAGMA shrink_memory")
 
     def _one(self, statement: str) -> Any:
-        return self._connection.execute(statement).fetchone()[0]
+        return _execute(self._connection, statement).fetchone()[0]
 
     def _follow_fork(self) -> None:
         """In a forked process, open the file anew."""
@@ -257,8 +263,9 @@ class Store:
 
     def _read(self) -> None:
         self._check_place()
-        head = self._connection.execute("SELECT seq, hash FROM head").fetchone()
-        rows = self._connection.execute(
+        head = _execute(self._connection, "SELECT seq, hash FROM head").fetchone()
+        rows = _execute(
+            self._connection,
             "SELECT seq, population, kind, body, data, hash FROM record WHERE seq > ? ORDER BY seq",
             self._last[:1],
         ).fetchall()
@@ -346,7 +353,7 @@ def _connect(name: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         name,
         uri=name.startswith("file:"),
-        timeout=_PATIENCE,
+        timeout=0,
         isolation_level=None,
         check_same_thread=False,
     )
@@ -360,7 +367,7 @@ def _connect(name: str) -> sqlite3.Connection:
         "cell_size_check=ON",
         "temp_store=MEMORY",
     ):
-        connection.execute(f"PRAGMA {pragma}")
+        _execute(connection, f"PRAGMA {pragma}")
     return connection
 
 
@@ -389,6 +396,23 @@ def _drop_leftovers(path: Path) -> bool:
             if name.samefile(true_path):
                 name.unlink()
     return os.stat(path).st_nlink > 1
+
+
+def _execute(connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    """Execute, and while somebody else holds the file try again, until patience ends.
+
+    SQLite's own waiting sleeps for up to 0.1 s at a time. Between two writes of a busy process the file is
+    free for far less, so that others could wait for minutes; nor can that be interrupted.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return connection.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+            if not busy or time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _create(connection: sqlite3.Connection) -> None:
