@@ -245,7 +245,7 @@ class Recount:
             self.unrecorded += max(0, count - known["claimed"][place]) if same else count
         for number, r in self.reservations.items():
             for place, claimed in enumerate(r["claimed"]):
-                share = max(1, min(256, r["releases"][place] // 8))
+                share = max(1, min(1024, r["releases"][place] // 8))
                 unused = claimed - self.released[number, place]
                 self.over_counted += unused > share * (1 + holders[number])
 

@@ -46,7 +46,7 @@ _COLUMNS = ("record", "time", "event", "purpose", "mechanisms", "used", "epsilon
 
 def chunk(mechanism: Mechanism) -> int:
     """How many releases are claimed at once: many, so that a step costs nothing, and few of the whole."""
-    return max(1, min(256, releases(mechanism) // 8))
+    return max(1, min(1024, releases(mechanism) // 8))
 
 
 @dataclass(frozen=True)
