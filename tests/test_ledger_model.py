@@ -27,7 +27,7 @@ from recsys_budget.privacy import (
     filter_order,
 )
 
-CAPS = [PrivacyBudget(epsilon, delta) for epsilon in (1.0, 3.0, 3.2, 8.0) for delta in (1e-5, 1e-7)]
+CAPS = [PrivacyBudget(epsilon, 1e-5) for epsilon in (3.0, 3.2, 1.0, 8.0)] + [PrivacyBudget(3.0, 1e-7)]
 COUNTS, TRAINING = GaussianMechanism(4.0), SampledGaussianMechanism(1.5, 0.05, 30)
 # Fit under an epsilon of 3 by their privacy loss distribution alone; the filter refuses the first.
 ALONE = [(SampledGaussianMechanism(1.0, 0.05, 68),), (GaussianMechanism(1.7),)]
@@ -69,23 +69,24 @@ def epsilon_alone(request, delta):
 
 @dataclass
 class Granted:
-    """A reservation as the model knows it."""
+    """A reservation as the model knows it: by the filter, or for being alone, where that is certain."""
 
     request: tuple
     filtered: bool
+    alone: bool
     released: list[int]
     holders: list = field(default_factory=list)
     settled_by: object = None
 
     def counted(self, order, *, at_least):
         """Divergence that must count (what was released, or still can be), or at most may."""
-        # When another holder settles, what this one had claimed stays spent, used or not.
-        certain = at_least or len(self.holders) == 1
-        open_or_kept = not self.filtered and (any(self.released) or not certain)
-        if self.settled_by is None or (open_or_kept and not at_least) or not certain:
-            counts = [releases(m) for m in self.request]
-        else:
-            counts = self.released
+        if self.settled_by is None or (self.alone and any(self.released)):
+            whole = True
+        elif at_least:
+            whole = False
+        else:  # when another holder settles, what this one had claimed stays spent, used or not
+            whole = len(self.holders) > 1 or (not self.filtered and any(self.released))
+        counts = [releases(m) for m in self.request] if whole else self.released
         return math.fsum(n * divergence(m, order) for n, m in zip(counts, self.request, strict=True))
 
 
@@ -121,8 +122,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def epsilon(self, total, delta):
         return compute_epsilon([self.order], [total], delta)[0] if total else 0.0
 
-    @rule(request=st.sampled_from(REQUESTS), which=st.integers(0, 1))
-    def reserve(self, request, which):
+    @rule(request=st.sampled_from(REQUESTS), which=st.integers(0, 1), times=st.integers(1, 12))
+    def reserve(self, request, which, times):
+        while times and self.reserve_once(request, which):
+            times -= 1
+
+    def reserve_once(self, request, which):
         cost = math.fsum(releases(m) * divergence(m, self.order) for m in request)
         # Something was or may still be released, for sure; or perhaps.
         live = any(g.settled_by is None or any(g.released) for g in self.granted.values())
@@ -136,11 +141,14 @@ class LedgerMachine(RuleBasedStateMachine):
             # Nothing was refused that fits.
             assert self.epsilon(most * (1 + 1e-6), self.cap.delta) > self.cap.epsilon * (1 - 1e-6)
             assert perhaps or epsilon_alone(request, self.cap.delta) > self.cap.epsilon * 0.98
-            return
+            return False
         filtered = self.epsilon(least, self.cap.delta) <= self.cap.epsilon
         assert filtered or (not live and epsilon_alone(request, self.cap.delta) <= self.cap.epsilon)
         covered = self.epsilon(most, self.cap.delta) <= self.cap.epsilon
-        self.granted[reservation.id] = Granted(request, covered, [0] * len(request), [reservation])
+        self.granted[reservation.id] = Granted(
+            request, covered, not filtered, [0] * len(request), [reservation]
+        )
+        return True
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data(), times=st.integers(1, 60))
