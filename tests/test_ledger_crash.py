@@ -43,10 +43,8 @@ def memory_folder(tmp_path):
 @pytest.mark.slow
 def test_a_thousand_kills_lose_nothing_and_overspend_nothing(tmp_path):
     figures = campaign("ledger_crash.py", "--kills", 1000, "--folder", tmp_path)
-    problems = ("overspends", "unrecorded", "over_counted")
+    problems = ("overspends", "unrecorded", "over_counted", "failures")
     assert {name: figures[name] for name in problems} == dict.fromkeys(problems, 0), figures
-    # Not 0: on a busy machine one process in a campaign has ended with an error that is not yet understood.
-    assert figures["failures"] <= 1, figures
     assert figures["kills"] == 1000
     assert figures["reservations"] > 100
     assert figures["releases"] > 300

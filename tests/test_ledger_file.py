@@ -221,6 +221,32 @@ class TestSharing:
             assert len(numbers(path)) == refused.count(0)
             assert [name.name for name in tmp_path.glob(f"{number}.db*")] == [path.name]
 
+    @pytest.mark.parametrize("beside", ["journal", "key"])
+    def test_made_and_in_use_by_another_process_a_moment_after_it_was_looked_for(
+        self, path, monkeypatch, beside
+    ):
+        """What then lies beside the ledger does not mean that the ledger was lost."""
+        ledger = PrivacyLedger(BUDGET, path)
+        if beside == "key":
+            ledger.register(["a"])
+        looks = []
+        early = 1 if beside == "key" else 2  # looks before the other process made it
+
+        def is_missing(looked_for):
+            looks.append(looked_for)
+            return missing(looked_for) or (looked_for == path and looks.count(path) <= early)
+
+        missing = _store.is_missing
+        for module in (_store, ledger_module):
+            monkeypatch.setattr(module, "is_missing", is_missing)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            if beside == "journal":
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("INSERT INTO record VALUES (99, '', '', '', NULL, x'00')")
+                assert path.with_name(f"{path.name}-journal").exists()
+            assert PrivacyLedger(BUDGET, path).head == ledger.head
+        assert looks.count(path) > early
+
     def test_a_forked_process_shares_a_file_but_not_a_reservation(self, path):
         ledger = PrivacyLedger(BUDGET, path)
         reservation = ledger.reserve([TRAINING], purpose="parent")

@@ -431,7 +431,8 @@ def _create_file(path: Path) -> None:
     The file is never seen half made, so an empty one was truncated; and of several processes that make it
     at the same moment one wins.
     """
-    if os.path.exists(f"{path}-journal"):
+    # Looked for again after its journal: another process may have made it just now, and be writing to it.
+    if os.path.exists(f"{path}-journal") and is_missing(path):
         raise LedgerCorruptError(
             f"there is a journal {path}-journal but no ledger {path}; put the ledger back. Nothing was spent"
         )

@@ -126,7 +126,8 @@ class PrivacyLedger:
         if where is not None and is_missing(where):
             if cap is None:
                 raise SpecificationError(f"there is no ledger {where}; give the cap to make one")
-            if not is_missing(key_path(where)):
+            # Looked for again after its key: another process may have made both just now.
+            if not is_missing(key_path(where)) and is_missing(where):
                 raise LedgerCorruptError(
                     f"the ledger {where} is missing, but its key {key_path(where)} is there: put the ledger "
                     "back. Only if it never held anything that counts, delete the key to start a new one"
