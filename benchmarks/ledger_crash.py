@@ -14,7 +14,7 @@ the file are read by ``sqlite3`` alone and counted again from published formulas
   state another total than the recount.
 
 All are 0 unless the ledger is wrong. ``--mutants`` runs the campaign on ledgers with known mistakes instead,
-each until the mistake is noticed.
+each until the mistake shows in the figure where it must.
 """
 
 from __future__ import annotations
@@ -156,13 +156,14 @@ def claim_all_at_once() -> None:
     ledger_module.chunk = releases
 
 
-MUTANTS: dict[str, Callable[[], None]] = {
-    "check-then-insert": check_then_insert,
-    "claim-unrecorded": claim_unrecorded,
-    "claims-not-replayed": claims_not_replayed,
-    "settle-returns-all": settle_returns_all,
-    "claim-all-at-once": claim_all_at_once,
-    "acknowledged-unwritten": acknowledged_unwritten,
+# Each known mistake, and the figure in which it must show.
+MUTANTS: dict[str, tuple[Callable[[], None], str]] = {
+    "check-then-insert": (check_then_insert, "overspends"),
+    "claim-unrecorded": (claim_unrecorded, "unrecorded"),
+    "claims-not-replayed": (claims_not_replayed, "unrecorded"),
+    "settle-returns-all": (settle_returns_all, "unrecorded"),
+    "acknowledged-unwritten": (acknowledged_unwritten, "unrecorded"),
+    "claim-all-at-once": (claim_all_at_once, "over_counted"),
 }
 
 
@@ -309,6 +310,7 @@ def run(kills: int, processes: int, folder: Path, mutant: str | None = None) -> 
     os.wait()
     # Processes get a core each only as far as there are cores; a few more operations than that one.
     longest = min(0.15, (time.perf_counter() - begin) * max(1, processes / (os.cpu_count() or 1)))
+    mutate, symptom = MUTANTS[mutant] if mutant else (None, "")
     figures: Counter[str] = Counter()
     first_failure = ""
     done = rounds = 0
@@ -316,7 +318,7 @@ def run(kills: int, processes: int, folder: Path, mutant: str | None = None) -> 
         path, log_path = folder / f"{rounds}.db", folder / f"{rounds}.log"
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         now = min(KILLS_A_ROUND[rounds % 2], kills - done)
-        kill_all_day(path, log, now, processes, longest, rounds % 4 == 2, MUTANTS[mutant] if mutant else None)
+        kill_all_day(path, log, now, processes, longest, rounds % 4 == 2, mutate)
         os.close(log)
         done, rounds = done + now, rounds + 1
         text = log_path.read_text()
@@ -337,7 +339,7 @@ def run(kills: int, processes: int, folder: Path, mutant: str | None = None) -> 
         figures["overspends"] += recount.overspends + recount.past_the_cap_by_the_log()
         figures["unrecorded"] += recount.unrecorded
         figures["over_counted"] += recount.over_counted
-        if mutant and any(figures[name] for name in PROBLEMS):
+        if mutant and figures[symptom]:
             break
     return {
         "kills": done,
