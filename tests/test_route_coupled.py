@@ -215,6 +215,7 @@ def test_numpy_and_compiled_agree_bit_for_bit(monkeypatch):
     compiled = solve_coupled(*problem)
     monkeypatch.setattr(laminar, "COMPILED", False)
     monkeypatch.setattr(oracle, "COMPILED", False)
+    monkeypatch.setattr(dual, "_descend", dual._descend.py_func)
     assert same(compiled, solve_coupled(*problem))
 
 
@@ -427,10 +428,10 @@ def test_coefficients_that_are_no_numbers_are_refused():
         PopulationRows(sparse.csc_array(np.array([[np.nan, 1.0]])), np.zeros(1), np.ones(1))
 
 
-@pytest.mark.parametrize("bad", [-0.5, np.nan, np.inf])
+@pytest.mark.parametrize("bad", [-0.5, np.nan, np.inf, 1e303])
 def test_gains_that_break_the_proof_are_refused(bad):
     tree = LaminarTree.partition(np.zeros(2, int), [0], [1], 1)
     rows = PopulationRows.groups(np.array([0, 1]), [0, 0], [1, 1])
-    gains = np.array([1.0, bad]) if bad != np.inf else np.array([bad, 1.0])
-    with pytest.raises(SpecificationError, match="finite, at least 0"):
+    gains = np.array([1.0, bad]) if not bad > 1 else np.array([bad, 1.0])
+    with pytest.raises(SpecificationError, match="finite with room"):
         solve_coupled(np.array([0, 2]), gains, np.arange(2), tree, rows)

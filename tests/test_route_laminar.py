@@ -154,3 +154,10 @@ def test_prices_of_bounds_by_hand():
 def test_bad_trees_are_refused(parent, lower, upper, leaf, message):
     with pytest.raises(SpecificationError, match=message):
         LaminarTree(np.array(leaf), np.array(parent), np.array(lower), np.array(upper))
+
+
+@pytest.mark.parametrize("discount", [[1.0], [1.0, 2.0], [1.0, -1.0], [np.nan, 0.0], [np.inf, 1.0]])
+def test_weights_of_places_that_are_none_are_refused(discount):
+    tree = LaminarTree.partition(np.zeros(3, int), [0], [2], 2)
+    with pytest.raises(SpecificationError, match="2 places of a slate"):
+        solve_laminar(np.array([0, 3]), np.ones(3), np.arange(3), tree, discount=np.array(discount))

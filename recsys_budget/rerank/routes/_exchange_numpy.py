@@ -92,6 +92,7 @@ def exchanges(
     lowest: NDArray[np.float64],
     chosen: NDArray[np.int32],
     within: float,
+    share: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """Exchanges within a cost."""
     n, k = len(users), chosen.shape[1]
@@ -155,6 +156,7 @@ def exchanges(
         leaving &= ~swaps & (at < n_nodes)
         leaving &= np.append(may_leave, np.zeros((n, 1), np.bool_), axis=1)[owner[:, None], at]
         at = np.where(leaving, up_of[at], at)
+    swaps &= (rows[:, None] * 7919 + slates[owner] * 104729) % 1009 * 1000 < share * 1009
     c, slot = np.nonzero(swaps)
     cheapest = slot == by_rank[owner[c], entry[owner[c], v[c]]]
     return users[owner[c]], slots[owner[c], slot], rows[c], cost[c, slot], cheapest

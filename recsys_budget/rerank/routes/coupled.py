@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes.dual import Dual, Point, minimise
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.master import Choice, choose
+from recsys_budget.rerank.routes.master import Choice, Limits, choose
 from recsys_budget.rerank.routes.oracle import Exchanges, Oracle
+from recsys_budget.rerank.routes.places import choose_places
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 _SAMPLE = 4_000  # users of the first sample; each next one is eight times larger
 _ROUNDS = 12
 _PROOFS = 4
+_WIDEST = 64.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +32,8 @@ class CoupledSlates:
     """Slates of everybody, and what is proven about them.
 
     Attributes:
-        chosen: int32 ``(n_users, k)``, rows relative to the user's offset, ascending; -1 for users without a
-            slate.
+        chosen: int32 ``(n_users, k)``, rows relative to the user's offset, ascending, or in the order of the
+            places if these have weights; -1 for users without a slate.
         feasible: bool ``(n_users,)``, whether a user has a slate under the quotas alone.
         objective: Total gain of the slates.
         bound: No slates within the quotas and the rows have a greater total; negative if there are none.
@@ -72,6 +74,7 @@ def solve_coupled(
     rows: PopulationRows,
     *,
     fixed: NDArray[np.int8] | None = None,
+    discount: NDArray[np.float64] | None = None,
     gap: float = 1e-4,
     time_limit: float | None = None,
     warm: CoupledSlates | None = None,
@@ -86,6 +89,8 @@ def solve_coupled(
         tree: Quotas of each slate.
         rows: Rules on sums over all slates. Users without a slate under the quotas add nothing.
         fixed: Rows of candidates that must, or must not, be chosen.
+        discount: ``(k,)``, weight of each place of a slate, at least 0 and not rising, in the objective and
+            in the rows alike. Then a slate's order is chosen too, and ``chosen`` is in that order.
         gap: Relative distance from the bound at which to stop.
         time_limit: Seconds, after which the best slates so far are returned. Only then do answers depend on
             the speed of the machine.
@@ -95,14 +100,17 @@ def solve_coupled(
         threads: Most threads at once. Answers do not depend on it.
 
     Raises:
-        SpecificationError: The warm start belongs to other candidates.
+        SpecificationError: The warm start belongs to other candidates or another discount, gains are below 0
+            or not finite, or weights of places are no such weights.
     """
     deadline = np.inf if time_limit is None else perf_counter() + time_limit
     if warm is None:
-        oracle = Oracle(offsets, gains, items, tree, fixed=fixed, threads=threads)
+        oracle = Oracle(offsets, gains, items, tree, fixed=fixed, discount=discount, threads=threads)
     else:
         oracle = warm.oracle
-        if oracle.gains is not gains or oracle.items is not items or oracle.tree is not tree:
+        weights = np.zeros(0) if discount is None else discount
+        same = oracle.gains is gains and oracle.items is items and oracle.tree is tree
+        if not same or not np.array_equal(oracle.discount, weights):
             raise SpecificationError(
                 "a warm start needs the same candidates and quotas as the answer it starts from, in the same "
                 "arrays; solve without it"
@@ -168,43 +176,36 @@ def _keep_to_rows(
     """
     oracle, rows = dual.oracle, dual.rows
     best, objective, short = oracle.chosen.copy(), oracle.gain, rows.short(point.loads)
-    hard, wider = False, 4.0
-    needed = _needed(rows, point.loads)
-    wanted = 64 + 8 * len(rows.lower) + 16 * int(short)
+    hard = False
+    wider = 4.0 * _needed(rows, point.loads)
+    wanted = 64 + 8 * (int(rows.active(point.prices, point.loads).sum()) + int(short))
     for attempt in range(_ROUNDS):
         if short == 0.0 and point.bound - objective <= gap * abs(point.bound):
             break
         if perf_counter() > deadline:
             break
-        free, all_of_them = _cheapest(dual, point.prices, reach, wanted, needed, wider)
-        wanted, wider = 2 * wanted, 4.0 * wider
-        penalty = 10.0 * (oracle.largest + np.abs(point.prices).max(initial=0.0)) / rows.scale
-        choice = choose(
-            oracle,
-            rows,
-            point.loads,
-            free,
+        free, all_of_them = _cheapest(dual, point.prices, reach, wanted, wider)
+        wanted *= 2
+        penalty = 10.0 * ((oracle.largest or 1.0) + np.abs(point.prices).max(initial=0.0)) / rows.scale
+        limits = Limits(
             penalty=None if hard else penalty,
-            slack=0.1 * gap * abs(point.bound),
+            slack=0.5 * gap * abs(point.bound),
             seconds=deadline - perf_counter(),
+            unit=oracle.spacing,
         )
+        choice = _choose(dual, point, free, limits, everything=all_of_them)
         if choice is None:
             if hard:
                 break
             continue
-        left = choice.rows[choice.before & ~choice.after]
-        entered = choice.rows[choice.after & ~choice.before]
-        new_loads = point.loads + (
-            rows.coefficients[:, oracle.items[entered]].sum(axis=1)
-            - rows.coefficients[:, oracle.items[left]].sum(axis=1)
-        )
-        new_objective = oracle.gain + float(
-            oracle.gains[entered].sum(dtype=np.float64) - oracle.gains[left].sum(dtype=np.float64)
-        )
+        gained, added = dual.change(choice.users, choice.slates)
+        new_objective, new_loads = oracle.gain + gained, point.loads + added
         new_short = rows.short(new_loads)
         if (new_short, -new_objective) < (short, -objective):
-            best, short, objective = _exchanged(oracle, choice), new_short, new_objective
-        needed = np.where(needed == 0.0, _needed(rows, new_loads), needed)
+            best, short, objective = oracle.chosen.copy(), new_short, new_objective
+            best[choice.users] = choice.slates - oracle.offsets[choice.users, None]
+        needed = _needed(rows, new_loads)
+        wider = np.where(needed != 0.0, needed * np.clip(4.0 * np.abs(wider), 4.0, _WIDEST), wider)
         if new_short == 0.0 and point.bound - objective > gap * abs(point.bound):
             trial = dual.at(np.clip(choice.prices, *dual.limits))
             if trial.bound < point.bound:
@@ -232,13 +233,12 @@ def _cheapest(
     prices: NDArray[np.float64],
     reach: float,
     wanted: int,
-    needed: NDArray[np.float64],
-    wider: float,
+    wider: NDArray[np.float64],
 ) -> tuple[Exchanges, bool]:
     """About as many exchanges as wanted, of those that cost least, and whether these are all there are.
 
-    Exchanges that help a row that is needed more of (1) or less of (-1) may cost so many times more. A sample
-    tells how much exchanges cost. Where very many cost the same, some of the users stand for all.
+    Those may cost more that help a row: times ``wider`` if it needs more of an item, and times minus that if
+    it needs less. A sample tells how much exchanges cost. Where very many cost the same, some stand for all.
     """
     oracle = dual.oracle
     of_items = dual.item_prices(prices)
@@ -248,29 +248,26 @@ def _cheapest(
     within = min(max(reach, 1e-12 * most), most)
     while len((probe := oracle.exchanges(within, some)).cost) < enough and within < most:
         within = min(4.0 * within, most)
-    stride = 1
+    share = 1000
     if len(probe.cost) > enough:
         within = float(np.partition(probe.cost, enough)[enough])
-        stride = max(1, int((probe.cost <= within).sum()) // (4 * enough))
-    if not needed.any() or within == most:
-        return oracle.exchanges(within, oracle.users[::stride]), within == most and stride == 1
-    free = oracle.exchanges(min(wider * within, most), oracle.users[::stride])
-    helps = dual.item_prices(needed)
-    more = helps[oracle.items[free.enters]] > helps[oracle.items[free.leaves]]
-    return free.those((free.cost <= within) | more), False
+        share = min(1000, max(1, 2000 * enough // int((probe.cost <= within).sum())))
+    if not wider.any() or within == most or share < 1000:
+        return oracle.exchanges(within, share=share), within == most and share == 1000
+    free = oracle.exchanges(min(float(np.abs(wider).max()) * within, most))
+    helps = dual.item_prices(wider / dual.rows.scale)
+    times = helps[oracle.items[free.enters]] - helps[oracle.items[free.leaves]]
+    return free.those(free.cost <= within * np.maximum(times, 1.0)), False
 
 
-def _exchanged(oracle: Oracle, choice: Choice) -> NDArray[np.int32]:
-    """The oracle's slates with a choice made."""
-    chosen = oracle.chosen.copy()
-    who, owner = np.unique(choice.users, return_inverse=True)
-    slates = oracle.offsets[who, None] + chosen[who]
-    kept = ~np.isin(slates, choice.rows)
-    users = np.concatenate([np.nonzero(kept)[0], owner[choice.after]])
-    rows = np.concatenate([slates[kept], choice.rows[choice.after]])
-    order = np.lexsort((rows, users))
-    chosen[who] = rows[order].reshape(slates.shape) - oracle.offsets[who, None]
-    return chosen
+def _choose(
+    dual: Dual, point: Point, free: Exchanges, limits: Limits, *, everything: bool = False
+) -> Choice | None:
+    """The best slates that these exchanges lead to."""
+    if not len(dual.oracle.discount):
+        return choose(dual.oracle, dual.rows, point.loads, free, limits)
+    prices = dual.item_prices(point.prices)
+    return choose_places(dual.oracle, dual.rows, point.loads, free, prices, limits, everywhere=everything)
 
 
 def _contradiction(dual: Dual, point: Point, free: Exchanges, deadline: float) -> Point | None:
@@ -284,19 +281,15 @@ def _contradiction(dual: Dual, point: Point, free: Exchanges, deadline: float) -
     state, at = oracle.state(), point
     far = 1e3 * (1.0 + oracle.largest * dual.shows)
     for _ in range(_PROOFS):
-        choice = choose(
-            oracle, rows, at.loads, free, penalty=1.0 / rows.scale, gainless=True,
-            seconds=deadline - perf_counter(),
-        )  # fmt: skip
+        seconds = deadline - perf_counter()
+        choice = _choose(dual, at, free, Limits(1.0 / rows.scale, gainless=True, seconds=seconds))
         if choice is None or not choice.prices.any() or perf_counter() > deadline:
             break
         allowed = np.where(choice.prices > 0, np.isfinite(rows.upper), np.isfinite(rows.lower))
         at = dual.at(np.where(allowed, far * choice.prices, 0.0))
         if at.bound < 0.0:
             return at
-        free, _ = _cheapest(
-            dual, at.prices, oracle.largest, 4 * len(free.cost), np.zeros(len(at.prices)), 1.0
-        )
+        free, _ = _cheapest(dual, at.prices, oracle.largest, 4 * len(free.cost), 0.0 * at.prices)
     oracle.restore(state)
     return None
 

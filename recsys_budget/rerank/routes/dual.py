@@ -54,7 +54,7 @@ class Dual:
         self.oracle, self.rows = oracle, rows
         self.weights = oracle.discount if len(oracle.discount) else np.ones(1)
         # What a price of a show may be: past several times the greatest gain it hardly steers any more.
-        most = 10.0 * max(oracle.largest, 1e-300) / rows.scale
+        most = 10.0 * (oracle.largest or 1.0) / rows.scale
         self.limits = (
             np.where(np.isneginf(rows.lower), 0.0, -most),
             np.where(np.isposinf(rows.upper), 0.0, most),
@@ -93,6 +93,21 @@ class Dual:
                 counts[place] += np.bincount(items[:, place], minlength=counts.shape[1])
         return value, self.rows.loads(counts, self.weights)
 
+    def change(
+        self, users: NDArray[np.int64], slates: NDArray[np.int64]
+    ) -> tuple[float, NDArray[np.float64]]:
+        """What total gain and loads gain if these users have these slates (absolute rows) instead."""
+        oracle = self.oracle
+        old = oracle.offsets[users, None] + oracle.chosen[users]
+        gained = (
+            oracle.gains[slates].astype(np.float64) - oracle.gains[old].astype(np.float64)
+        ) * self.weights
+        shows = np.zeros(self.rows.coefficients.shape[1])
+        weights = np.broadcast_to(self.weights, old.shape)
+        np.add.at(shows, oracle.items[slates], weights)
+        np.add.at(shows, oracle.items[old], -weights)
+        return float(gained.sum()), self.rows.coefficients @ shows
+
     def curvature(self, within: float, users: NDArray[np.int64] | None) -> sparse.csr_array:
         """How fast loads fall as prices rise, ``(n_rows, n_rows)``, from exchanges at the last prices."""
         users = self.oracle.users if users is None else users
@@ -104,7 +119,8 @@ class Dual:
         pair = items[found.leaves[best]].astype(np.int64) * n_items + items[found.enters[best]]
         pairs, times = np.unique(pair, return_counts=True)
         change = self.rows.coefficients[:, pairs % n_items] - self.rows.coefficients[:, pairs // n_items]
-        # Half of them on either side of the kinks that these prices stand between.
+        # Half of them on either side of the kinks that these prices stand between. Weights of places are left
+        # out: the radius makes up for what the model lacks.
         weight = times * (0.5 * len(self.oracle.users) / (max(1, len(users)) * within))
         return sparse.csr_array((change * weight) @ change.T)
 
@@ -128,9 +144,9 @@ def minimise(
 
     Without a sample, the oracle then holds everybody's slates at the point found.
 
-    They end when the next promises little and loads are near their bounds, or nearer fails; when the bound is
-    below 0, which proves that no slates keep to the rows; and, for a sample, when its loads are as near their
-    bounds as those of a sample can tell.
+    Steps end when the next promises little and loads are near their bounds, or nearer fails; when the bound
+    is below 0, which proves that no slates keep to the rows; and, for a sample, when its loads are as near
+    their bounds as those of a sample can tell.
 
     Args:
         dual: The function.
@@ -146,8 +162,7 @@ def minimise(
     """
     rows = dual.rows
     point = dual.at(np.clip(prices, *dual.limits), users)
-    few = max(near * dual.shows, len(prices))
-    fresh, reach = True, radius
+    fresh, reach, promised = True, radius, np.inf
     for _ in range(_STEPS if len(prices) else 0):
         if point.bound < 0.0 or perf_counter() > deadline:
             break
@@ -155,6 +170,13 @@ def minimise(
             variance = dual.everyone / max(1, len(users)) * float((point.loads * rows.scale).sum())
             if float(np.square(_residual(point, rows)).sum()) < 0.1 * variance:
                 break
+        size = max(abs(point.bound), 1e-9 * dual.shows * dual.oracle.spacing)
+        settled = (
+            rows.short(point.loads) <= max(near * dual.shows, rows.active(point.prices, point.loads).sum())
+            and (rows.violations(point.loads) <= 4.0 * rows.scale + 1e-2 * np.abs(point.loads)).all()
+        )
+        if settled and promised <= 3.0 * tolerance * size:
+            break  # the step before was small, and the next is smaller still
         if fresh:
             curvature = dual.curvature(reach, users)
         step, product = _step(curvature, point, rows, dual.limits, radius)
@@ -165,26 +187,19 @@ def minimise(
             + price_of_bounds(point.prices, rows).sum()
             - price_of_bounds(target, rows).sum()
         )
-        if promised <= tolerance * abs(point.bound) and (
-            not fresh
-            or promised <= 1e-10 * abs(point.bound)
-            or (
-                rows.short(point.loads) <= few
-                and (rows.violations(point.loads) <= 4.0 * rows.scale + 1e-2 * np.abs(point.loads)).all()
-            )
-        ):
+        if promised <= tolerance * size and (settled or not fresh or promised <= 1e-10 * size):
             break
         before = dual.oracle.state() if users is None else ()
         trial = dual.at(target, users)
         kept = (point.bound - trial.bound) / promised
-        size = float(np.abs(step * rows.scale).max())
+        length = float(np.abs(step * rows.scale).max())
         if kept < 0.3:
-            radius = size / 3.0
-        elif kept > 0.7 and size >= 0.99 * radius:
+            radius = length / 3.0
+        elif kept > 0.7 and length >= 0.99 * radius:
             radius *= 3.0
         # What exchanges feel is how far the prices of items move apart.
         moved = dual.item_prices(step)
-        reach = max(float(moved.max() - moved.min()), 1e-12 * size)
+        reach = max(float(moved.max() - moved.min()), 1e-12 * length)
         fresh = kept > 0.05
         if fresh:
             point = trial

@@ -142,14 +142,18 @@ def solve_laminar(
         items: ``(n_rows,)``, position of each candidate in the catalogue.
         tree: The quotas.
         fixed: int8 ``(n_rows,)``: 1 for a row that must be in its slate, -1 for one that must not, else 0.
-        discount: ``(k,)``, weight of each place of the slate, positive and not rising; None counts all alike.
+        discount: ``(k,)``, weight of each place of the slate, at least 0 and not rising; None counts all
+            alike.
         threads: Most threads at once; None takes one a core. Answers do not depend on it.
+
+    Raises:
+        SpecificationError: Weights of places that are no such weights.
     """
     n_users, k = len(offsets) - 1, tree.k
     chosen = np.full((n_users, k), -1, np.int32)
     feasible = np.zeros(n_users, np.bool_)
     objective = np.zeros(n_users)
-    weights = np.ones(k) if discount is None else np.ascontiguousarray(discount, np.float64)
+    weights = np.ones(k) if discount is None else place_weights(discount, k)
     if not tree.contradictory:
         marks = np.zeros(0, np.int8) if fixed is None else np.ascontiguousarray(fixed, np.int8)
         greedy = _greedy_compiled if COMPILED else greedy_numpy
@@ -161,6 +165,23 @@ def solve_laminar(
 
         by_blocks(work, n_users, block=BLOCK, threads=threads)
     return LaminarSlates(chosen, feasible, objective)
+
+
+def place_weights(discount: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """The weights of ``k`` places as float64.
+
+    Raises:
+        SpecificationError: They are not ``k`` finite numbers, at least 0 and not rising.
+    """
+    weights = np.array(discount, np.float64)
+    if weights.shape != (k,) or not (
+        np.isfinite(weights).all() and (np.diff(weights, append=0.0) <= 0).all()
+    ):
+        raise SpecificationError(
+            f"the {k} places of a slate have weights {weights.tolist()}; give {k} finite numbers, each at "
+            "least 0 and at most the one before"
+        )
+    return weights
 
 
 def bound_prices(

@@ -19,39 +19,47 @@ from scipy import sparse
 from recsys_budget.rerank.routes.oracle import Exchanges, Oracle
 from recsys_budget.rerank.routes.rows import ROUNDING, PopulationRows
 
-_NODES = 20_000  # most branches where the linear program's answer is not whole
+_NODES = 2_000  # most branches where the linear program's answer is not whole
 _WHOLE = 1e-6  # how near to 0 or 1 a solver's number must be to be read as one
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What the restricted program chose.
+    """What a restricted program chose.
 
     Attributes:
-        rows: int64, absolute rows that were free.
-        users: int64, user of each.
-        before: bool, whether the oracle's slate has it.
-        after: bool, whether the chosen slate has it.
+        users: int64 ``(n,)``, the users whose slates were free to change.
+        slates: int64 ``(n, k)``, their slates now, absolute rows in the order of a slate.
         prices: float64 ``(n_rows,)``, duals of the rows in the linear program: near-best prices.
     """
 
-    rows: NDArray[np.int64]
     users: NDArray[np.int64]
-    before: NDArray[np.bool_]
-    after: NDArray[np.bool_]
+    slates: NDArray[np.int64]
     prices: NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """How a restricted program is solved.
+
+    Attributes:
+        penalty: ``(n_rows,)``, cost of each unit outside the bounds of a row, so that there is an answer.
+            None forbids such units.
+        gainless: Count the penalty alone: how little the rows can be missed by.
+        slack: Objective that may be given up where the linear program's answer is not whole.
+        seconds: Most seconds for the solver.
+        unit: What gains, penalty and slack are measured in: a solver's tolerances are absolute.
+    """
+
+    penalty: NDArray[np.float64] | None
+    gainless: bool = False
+    slack: float = 0.0
+    seconds: float = np.inf
+    unit: float = 1.0
+
+
 def choose(
-    oracle: Oracle,
-    rows: PopulationRows,
-    loads: NDArray[np.float64],
-    free: Exchanges,
-    *,
-    penalty: NDArray[np.float64] | None,
-    gainless: bool = False,
-    slack: float = 0.0,
-    seconds: float = np.inf,
+    oracle: Oracle, rows: PopulationRows, loads: NDArray[np.float64], free: Exchanges, limits: Limits
 ) -> Choice | None:
     """The best slates that differ from the oracle's by these exchanges.
 
@@ -60,11 +68,7 @@ def choose(
         rows: The rules.
         loads: What the slates add up to.
         free: The exchanges.
-        penalty: ``(n_rows,)``, cost of each unit outside the bounds of a row, so that there is an answer.
-            None forbids such units.
-        gainless: Count the penalty alone: how little the rows can be missed by.
-        slack: Objective that may be given up where the linear program's answer is not whole.
-        seconds: Most seconds for the solver.
+        limits: How to solve.
 
     Returns:
         None if the solver stopped without an answer. Whether the choice keeps to the rows is for the caller
@@ -74,71 +78,128 @@ def choose(
     user = np.concatenate([free.user, free.user])[first]
     inside = np.zeros(len(at), np.bool_)
     inside[np.searchsorted(at, free.leaves)] = True
-    quotas, low, high = _quotas(oracle, at, user, inside)
+    own = quotas(oracle, at, user, inside)
     load = rows.coefficients[:, oracle.items[at]]
-    fixed = loads - load @ inside
-    n, m = len(at), len(rows.lower)
+    gains = oracle.gains[at].astype(np.float64)
+    found = solve(gains, user, own, load, loads - load @ inside, rows, limits)
+    if found is None:
+        return None
+    taken, prices = found
+    users, owner = np.unique(user, return_inverse=True)
+    slates = oracle.offsets[users, None] + oracle.chosen[users]
+    kept = ~np.isin(slates, at)
+    members = np.concatenate([slates[kept], at[taken]])
+    order = np.lexsort((members, np.concatenate([np.nonzero(kept)[0], owner[taken]])))
+    return Choice(users, members[order].reshape(slates.shape), prices)
+
+
+def solve(
+    gains: NDArray[np.float64],
+    user: NDArray[np.int64],
+    own: tuple[sparse.csc_array, NDArray[np.float64], NDArray[np.float64]],
+    load: sparse.csc_array,
+    fixed: NDArray[np.float64],
+    rows: PopulationRows,
+    limits: Limits,
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]] | None:
+    """The best choice of variables that are 0 or 1, by HiGHS, and the duals of the rows.
+
+    Args:
+        gains: ``(n,)``.
+        user: ``(n,)``.
+        own: Rules of users: a matrix with a column a variable, and its bounds.
+        load: ``(n_rows, n)``, what the variables add to the rows.
+        fixed: ``(n_rows,)``, what all else adds.
+        rows: The rules on sums.
+        limits: How to solve.
+
+    Returns:
+        None if the solver stopped without a choice that is whole and keeps to the rules of users, whatever
+        status it reports.
+    """
+    matrix, low, high = own
+    n, m = len(gains), len(rows.lower)
     eye = sparse.eye_array(m, format="csc")
-    matrix = sparse.csc_array(
-        sparse.block_array(
-            [[quotas, None, None], [load, -eye, eye]] if quotas.shape[0] else [[load, -eye, eye]]
-        )
+    coupling = [load, -eye, eye]
+    columns = sparse.csc_array(
+        sparse.block_array([[matrix, None, None], coupling] if matrix.shape[0] else [coupling])
     )
+    outside = (
+        np.zeros(2 * m) if limits.penalty is None else np.concatenate([limits.penalty] * 2) / limits.unit
+    )
+    most_outside = np.full(2 * m, 0.0 if limits.penalty is None else highspy.kHighsInf)
     model = highspy.HighsLp()
-    model.num_col_, model.num_row_ = n + 2 * m, matrix.shape[0]
-    outside = np.zeros(2 * m) if penalty is None else np.concatenate([penalty, penalty])
-    model.col_cost_ = np.concatenate([oracle.gains[at].astype(np.float64) * -(not gainless), outside])
+    model.num_col_, model.num_row_ = n + 2 * m, columns.shape[0]
+    model.col_cost_ = np.concatenate([gains / -limits.unit * (not limits.gainless), outside])
     model.col_lower_ = np.zeros(n + 2 * m)
-    model.col_upper_ = np.concatenate(
-        [np.ones(n), np.full(2 * m, 0.0 if penalty is None else highspy.kHighsInf)]
-    )
+    model.col_upper_ = np.concatenate([np.ones(n), most_outside])
     model.row_lower_ = np.concatenate([low, rows.lower - fixed])
     model.row_upper_ = np.concatenate([high, rows.upper - fixed])
     model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-    model.a_matrix_.start_, model.a_matrix_.index_ = matrix.indptr, matrix.indices
-    model.a_matrix_.value_ = matrix.data
+    model.a_matrix_.start_, model.a_matrix_.index_ = columns.indptr, columns.indices
+    model.a_matrix_.value_ = columns.data
+    options: dict[str, Any] = {
+        "output_flag": False,
+        "threads": 1,
+        "mip_rel_gap": 0.0,
+        "mip_abs_gap": limits.slack / limits.unit,
+        "mip_max_nodes": _NODES,
+        "primal_feasibility_tolerance": ROUNDING,
+        "mip_feasibility_tolerance": ROUNDING,
+    }
+    if np.isfinite(limits.seconds):
+        options["time_limit"] = max(limits.seconds, 0.01)
     solver = highspy.Highs()
-    options: dict[str, Any] = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.0, "mip_abs_gap": slack}
-    options["mip_max_nodes"] = _NODES
-    for kind in ("primal", "mip"):
-        options[f"{kind}_feasibility_tolerance"] = ROUNDING
-    if np.isfinite(seconds):
-        options["time_limit"] = max(seconds, 0.01)
     for name, value in options.items():
         solver.setOptionValue(name, value)
     solver.passModel(model)
     solver.run()
-    prices = -np.array(solver.getSolution().row_dual)[len(low) :]
-    if len(prices) != m:
+    prices = -limits.unit * np.array(solver.getSolution().row_dual)[len(low) :]
+    x = np.array(solver.getSolution().col_value)
+    if len(x) != n + 2 * m:
         return None
-    taken = _read(solver, n, quotas, low, high)
-    if taken is None:
+    best = solver.getInfo().objective_function_value
+    torn = np.unique(user[_fractional(x[:n])])
+    if len(torn):
+        # Few users are torn between slates, at most one a row but for ties. Settle these first, or else all.
         whole = np.full(n, highspy.HighsVarType.kInteger)
         solver.changeColsIntegrality(n, np.arange(n, dtype=np.int32), whole)
+        settled = np.flatnonzero(~np.isin(user, torn)).astype(np.int32)
+        at = np.round(x[settled])
+        solver.changeColsBounds(len(settled), settled, at, at)
         solver.run()
-        taken = _read(solver, n, quotas, low, high)
-    return None if taken is None else Choice(at, user, inside, taken, prices)
-
-
-def _read(
-    solver: highspy.Highs,
-    n: int,
-    quotas: sparse.csc_array,
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-) -> NDArray[np.bool_] | None:
-    """The solver's choice if it is whole and within the quotas, whatever status it reports."""
-    x = np.array(solver.getSolution().col_value)[:n]
-    if len(x) != n or np.abs(x - np.round(x)).max(initial=0.0) > _WHOLE:
+        x = np.array(solver.getSolution().col_value)
+        lost = solver.getInfo().objective_function_value - best
+        if _fractional(x[:n]).any() or not lost * limits.unit <= limits.slack:
+            zeros = np.zeros(len(settled))
+            solver.changeColsBounds(len(settled), settled, zeros, zeros + 1.0)
+            solver.run()
+            x = np.array(solver.getSolution().col_value)
+    if len(x) != n + 2 * m or _fractional(x[:n]).any():
         return None
-    counts = quotas @ np.round(x)
-    return x > 0.5 if ((low <= counts) & (counts <= high)).all() else None
+    taken = x[:n] > 0.5
+    counts = matrix @ taken
+    return (taken, prices) if ((low <= counts) & (counts <= high)).all() else None
 
 
-def _quotas(
+def _fractional(x: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.abs(x - np.round(x)) > _WHOLE
+
+
+def quotas(
     oracle: Oracle, at: NDArray[np.int64], user: NDArray[np.int64], inside: NDArray[np.bool_]
 ) -> tuple[sparse.csc_array, NDArray[np.float64], NDArray[np.float64]]:
-    """Each user's quotas on the free rows, but for those that cannot be broken."""
+    """Each user's quotas on variables, but for those that cannot be broken.
+
+    Args:
+        oracle: Holds the slates.
+        at: ``(n,)``, the row that each variable takes.
+        user: ``(n,)``, its user.
+        inside: ``(n,)``, whether the oracle's slate takes it; what it takes besides stays.
+
+    Returns:
+        A matrix with a column a variable, and the bounds.
+    """
     tree, items = oracle.tree, oracle.items
     n_nodes = len(tree.parent)
     who, owner = np.unique(user, return_inverse=True)

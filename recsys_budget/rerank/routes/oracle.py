@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import _exchange, _exchange_numpy
 from recsys_budget.rerank.routes._compiled import COMPILED, by_blocks
-from recsys_budget.rerank.routes.laminar import BLOCK, LaminarTree, solve_laminar
+from recsys_budget.rerank.routes.laminar import BLOCK, LaminarTree, place_weights, solve_laminar
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -77,7 +77,7 @@ class Oracle:
         threads: Most threads at once.
 
     Raises:
-        SpecificationError: A user's first or last gain is below 0 or not finite.
+        SpecificationError: A user's first or last gain is below 0 or not finite, or weights that are none.
     """
 
     def __init__(
@@ -94,14 +94,16 @@ class Oracle:
         self.offsets = np.ascontiguousarray(offsets, np.int64)
         self.gains, self.items, self.tree, self.threads = gains, items, tree, threads
         self.marks = np.zeros(0, np.int8) if fixed is None else np.ascontiguousarray(fixed, np.int8)
-        self.discount = np.zeros(0) if discount is None else np.ascontiguousarray(discount, np.float64)
+        self.discount = np.zeros(0) if discount is None else place_weights(discount, tree.k)
         some = np.flatnonzero(np.diff(self.offsets))
         ends = gains[self.offsets[some]], gains[self.offsets[some + 1] - 1]  # greatest and least of each user
         self.largest = float(ends[0].max(initial=0.0))
-        if not (np.isfinite(self.largest) and float(ends[1].min(initial=0.0)) >= 0.0):
+        total = self.largest * len(some) * tree.k * 1e6
+        if not (np.isfinite(total) and float(ends[1].min(initial=0.0)) >= 0.0):
             raise SpecificationError(
-                "gains must be finite, at least 0 and falling within each user: a bound below 0 proves that "
-                "rows contradict each other; add a constant to all gains, which changes no choice"
+                "gains must be finite with room for their sum, at least 0 and falling within each user: a "
+                "bound below 0 proves that rows contradict each other; add a constant to all gains, which "
+                "changes no choice"
             )
         plain = solve_laminar(offsets, gains, items, tree, fixed=fixed, threads=threads)
         self.feasible = plain.feasible
@@ -176,10 +178,15 @@ class Oracle:
         magnitude = abs(total) + 2.0 * float((counts.sum(axis=0) * np.abs(prices)).sum())
         return Priced(total + (self.tree.k + 128) * _EPS * magnitude, counts)
 
-    def exchanges(self, within: float, users: NDArray[np.int64] | None = None) -> Exchanges:
-        """All exchanges that cost at most ``within``, from the best slates at the last prices.
+    def exchanges(
+        self, within: float, users: NDArray[np.int64] | None = None, *, share: int = 1000
+    ) -> Exchanges:
+        """Exchanges that cost at most ``within``, from the best slates at the last prices.
 
-        The users must be among those that were last asked for.
+        Args:
+            within: Net gain.
+            users: Some of those that were last asked for; None takes everybody.
+            share: How many of a thousand to list, as if drawn at random.
         """
         users = self.users if users is None else users
         users = users[self._margin[users] <= within]
@@ -188,7 +195,7 @@ class Oracle:
         kernels = _exchange if COMPILED else _exchange_numpy
 
         def work(first: int, last: int) -> None:
-            parts[first] = kernels.exchanges(users[first:last], *facts, self.chosen, within)
+            parts[first] = kernels.exchanges(users[first:last], *facts, self.chosen, within, share)
 
         by_blocks(work, len(users), block=BLOCK, threads=self.threads)
         if not parts:

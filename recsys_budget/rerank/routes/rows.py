@@ -88,6 +88,11 @@ class PopulationRows:
         """How far each sum lies outside its bounds, ``(n_rows,)``; 0 inside."""
         return np.maximum(0.0, np.maximum(self.lower - loads, loads - self.upper))
 
+    def active(self, prices: NDArray[np.float64], loads: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Rows that have a price or are not met."""
+        active: NDArray[np.bool_] = (prices != 0.0) | (self.violations(loads) > 0.0)
+        return active
+
     def short(self, loads: NDArray[np.float64]) -> float:
         """How many shows too many or too few there are in all rows, roughly; 0 if every row is met."""
         outside = self.violations(loads)
