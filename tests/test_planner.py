@@ -22,6 +22,7 @@ from recsys_budget.privacy import (
     epsilon,
     filter_order,
     plan_budget,
+    planner,
     renyi,
     renyi_cap,
     smallest_noise,
@@ -202,6 +203,23 @@ def test_a_plan_is_granted_and_less_noise_is_not(eps, delta, uses, under_filter)
         reservation.use(mechanism)
 
 
+def test_a_split_that_the_solver_misses_is_found_by_price():
+    uses = [Use("a", 1.0, 0.001), Use("b", 1.0, 0.3), Use("c", 1.0, 0.001), Use("d", 10**1.875, 1.0, 500)]
+    plan = plan_budget(PrivacyBudget(0.05, 1e-4), uses)
+    assert 0.0499 < plan.epsilon <= 0.05
+    assert plan["a"] == plan["c"]
+
+
+def test_without_any_solver_the_price_finds_the_same(monkeypatch):
+    solved = plan_budget(BUDGET, USES)
+
+    def fail(self, **options):
+        raise cp.SolverError("no licence")
+
+    monkeypatch.setattr(cp.Problem, "solve", fail)
+    assert plan_budget(BUDGET, USES).error == pytest.approx(solved.error, rel=2e-3)
+
+
 def test_a_budget_without_limits_leaves_the_least_noise_there_is():
     plan = plan_budget(PrivacyBudget(700.0, 1e-5), [Use("a", 1.0), Use("b", 2.0)])
     assert [m.noise_multiplier for m in plan.mechanisms] == [0.05, 0.05]
@@ -238,19 +256,20 @@ def test_the_solver_is_not_trusted(monkeypatch, answer, filtered):
         for variable in self.variables():
             variable.save_value(answer(variable))
 
-    monkeypatch.setattr(cp.Problem, "solve", solve)
     ledger = started()[0] if filtered else PrivacyLedger(BUDGET)
-    with pytest.raises(NumericalError, match="withstood"):
+    expected = plan_budget(ledger, USES)
+    monkeypatch.setattr(cp.Problem, "solve", solve)
+    plan = plan_budget(ledger, USES)
+    assert plan.error == pytest.approx(expected.error, rel=2e-3)
+    assert ledger.fits(plan.mechanisms)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_what_no_method_can_confirm_is_a_typed_error(monkeypatch, filtered):
+    monkeypatch.setattr(planner, "_is_optimal", lambda *arguments: False)
+    ledger = started()[0] if filtered else PrivacyLedger(BUDGET)
+    with pytest.raises(NumericalError, match=r"counts, gram, sgd, metrics withstood"):
         plan_budget(ledger, USES)
-
-
-def test_a_solver_that_fails_is_a_typed_error(monkeypatch):
-    def fail(self, **options):
-        raise cp.SolverError("no licence")
-
-    monkeypatch.setattr(cp.Problem, "solve", fail)
-    with pytest.raises(NumericalError, match="counts, gram, sgd, metrics"):
-        plan_budget(BUDGET, USES)
 
 
 def test_nothing_left_is_a_typed_error_and_spends_nothing():

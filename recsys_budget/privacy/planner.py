@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -348,14 +350,46 @@ def _solve(uses: Sequence[Use], order: int, allowance: float) -> _Floats | None:
     with warnings.catch_warnings():
         # An answer that the solver calls inaccurate is checked like any other.
         warnings.filterwarnings("ignore", "Solution may be inaccurate", UserWarning)
-        try:
+        with contextlib.suppress(cp.SolverError):
             problem.solve(solver=cp.CLARABEL)
-        except cp.SolverError:
-            return None
-    if share.value is None or not (share.value > 0).all():
-        return None
-    x = np.minimum(share.value, 1.0) * unit
-    return x**-0.5 if _is_optimal(x, errors, curves, allowance) else None
+    if share.value is not None and (share.value > 0).all():
+        x = np.minimum(share.value, 1.0) * unit
+        if _is_optimal(x, errors, curves, allowance):
+            return np.asarray(x**-0.5, np.float64)
+    x = _by_price(errors, curves, unit, allowance)
+    return np.asarray(x**-0.5, np.float64) if _is_optimal(x, errors, curves, allowance) else None
+
+
+def _by_price(errors: _Floats, curves: Sequence[_Curve], unit: _Floats, allowance: float) -> _Floats:
+    """The same split without a solver, for where its answer fails the check.
+
+    Uses share nothing but the allowance, so one price decides each of them. At a price, a use takes the x at
+    which its gain ``error / x`` has fallen to the price of what more x costs; the price is the one at which
+    all of them together cost the allowance (Boyd and Vandenberghe 2004, section 5.5.3).
+    """
+
+    def price(position: int, log_x: float) -> float:
+        """Logarithm of the price at which this use takes this x: it falls in x."""
+        slope = max(curves[position].slope(math.exp(log_x)), 1e-300)
+        return math.log(errors[position]) - 2 * log_x - math.log(slope)
+
+    def taken(log_price: float) -> _Floats:
+        x = []
+        for position, most in enumerate(np.log(unit)):
+            excess = functools.partial(lambda at, log_x: price(at, log_x) - log_price, position)
+            low = most - 60.0
+            x.append(most if excess(most) >= 0 else low if excess(low) <= 0 else brentq(excess, low, most))
+        return np.exp(x)
+
+    def over(log_price: float) -> float:
+        return sum(c.value(x) for c, x in zip(curves, taken(log_price), strict=True)) / allowance - 1
+
+    n = len(curves)
+    dear = max(price(i, math.log(unit[i] / n)) for i in range(n))  # each then costs an n-th at most
+    cheap = min(price(i, math.log(unit[i])) for i in range(n))  # each then takes all it could take alone
+    if over(cheap) <= 0:
+        return taken(cheap)
+    return taken(float(brentq(over, cheap, dear + 1e-6, xtol=1e-10)))
 
 
 def _is_optimal(x: _Floats, errors: _Floats, curves: Sequence[_Curve], allowance: float) -> bool:
