@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -218,7 +218,7 @@ class PrivateAutoencoder(Recommender):
         )
         self.path_ = tuple(
             PathPoint(
-                epsilon((counts, _shorter(training, steps)), ledger.cap.delta),
+                epsilon((counts, replace(training, steps=steps)), ledger.cap.delta),
                 steps,
                 self._with_parameters(run.snapshots[steps]),
             )
@@ -329,7 +329,7 @@ class PrivateAutoencoder(Recommender):
 
         def steps_within(target: float) -> int:
             return largest_steps(
-                lambda steps: (counts, _shorter(training, steps)),
+                lambda steps: (counts, replace(training, steps=steps)),
                 lambda released: epsilon(released, delta) <= target,
                 training.steps,
             )
@@ -378,10 +378,6 @@ def _unit_row_sum(table: sparse.csr_array) -> NDArray[np.float64]:
     lengths = np.diff(table.indptr)
     weights = np.repeat(np.floor(2.0**26 / np.sqrt(np.maximum(lengths, 1))) * 2.0**-26, lengths)
     return np.asarray(np.bincount(table.indices, weights=weights, minlength=table.shape[1]), np.float64)
-
-
-def _shorter(training: SampledGaussianMechanism, steps: int) -> SampledGaussianMechanism:
-    return SampledGaussianMechanism(training.noise_multiplier, training.sample_rate, steps)
 
 
 def _digest(interactions: Interactions) -> str:

@@ -28,8 +28,6 @@ from recsys_budget.privacy.mechanism import (
 # Divergences are kept as whole multiples of this, so that sums are exact and do not depend on their order.
 UNIT = 1e-12
 _KINDS = {kind.__name__: kind for kind in (GaussianMechanism, SampledGaussianMechanism)}
-
-
 # About the least that anyone would ask for: where not even this fits, nothing does.
 _LEAST = GaussianMechanism(1e4)
 # Stands for a divergence that is not finite: far above any cap, and still a whole number.
@@ -126,13 +124,13 @@ class Account:
     events: list[tuple[int, str, str, str]] = field(default_factory=list)
     most_units: int = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.most_units = self.cap_units
+
     @property
     def live(self) -> list[Entry]:
         """The reservations from which something was or may still be released."""
         return [entry for entry in self.entries.values() if entry.live]
-
-    def __post_init__(self) -> None:
-        self.most_units = self.cap_units
 
     @property
     def cap_units(self) -> int:
@@ -229,10 +227,6 @@ def shortened(mechanisms: Sequence[Mechanism], used: Sequence[int]) -> tuple[Mec
     )
 
 
-def _budget(body: Mapping[str, Any]) -> PrivacyBudget:
-    return PrivacyBudget(body["epsilon"], body["delta"])
-
-
 def granted(account: Account, request: tuple[Mechanism, ...]) -> tuple[int, bool] | None:
     """Units that the request counts for and whether the filter covers it; None where it is refused."""
     units = cost(request, account.order)
@@ -256,6 +250,7 @@ def total(account: Account, units: int, live: Sequence[Entry]) -> float:
 
 
 def remaining(account: Account) -> float:
+    """Epsilon of the cap less what is spent; 0 where nothing more fits."""
     if granted(account, (_LEAST,)) is None:
         return 0.0
     return max(0.0, account.cap.epsilon - spent(account))
@@ -281,3 +276,7 @@ def largest(
         return with_steps(steps)
     factor = smallest_noise(with_noise, fits)
     return with_noise(factor) if math.isfinite(factor) else None
+
+
+def _budget(body: Mapping[str, Any]) -> PrivacyBudget:
+    return PrivacyBudget(body["epsilon"], body["delta"])

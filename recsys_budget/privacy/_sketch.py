@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import LedgerCorruptError, LedgerUnavailableError
-from recsys_budget.privacy._store import is_missing
+from recsys_budget.privacy._store import is_missing, sync_folder
 
 SIZE = 32_768  # marks; 256 KiB
 _PAD = np.uint64(2**64 - 1)
@@ -107,6 +107,8 @@ def read_key(path: Path | None, ledger: str, *, expected: bool) -> bytes:
             # Where another process made one at the same moment, its key counts.
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, name)
+            # Before the ledger says that there is a key: one that is lost could not be made again.
+            sync_folder(name.parent)
         words = name.read_text(encoding="ascii").split()
     except UnicodeDecodeError:
         words = []

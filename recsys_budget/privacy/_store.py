@@ -442,7 +442,7 @@ def _create_file(path: Path) -> None:
             _create(connection)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (sqlite3.Error, OSError) as error:
         raise LedgerUnavailableError(
             f"no ledger can be made at {path}: {error}; check that the folder exists and can be written"
@@ -452,7 +452,8 @@ def _create_file(path: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return only when the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from recsys_budget._extras import extra
 from recsys_budget.errors import CheckpointError
 from recsys_budget.privacy import LedgerHead, PrivacyLedger, Reservation
+from recsys_budget.privacy._store import sync_folder
 from recsys_budget.training.loop import TrainingState
 
 with extra("train"):
@@ -234,10 +235,6 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
