@@ -569,3 +569,32 @@ def test_a_custom_rule_without_a_gradient_is_refused() -> None:
     )
     with pytest.raises(NumericalError, match="'broken' has no value or gradient"):
         Reranker(constraints=[*RULES, broken]).rerank(frame, catalogue)
+
+
+def test_equal_sets_are_one_however_wide_their_numbers_are():
+    """A pin and a provider's limit about the same single item once made two nodes beside each other."""
+    catalogue = ItemCatalogue.from_frame(
+        pd.DataFrame(
+            {"item": ["i0", "i1", "i2"], "provider": ["p", "q", "p"], "categories": [["A"], ["A"], []]}
+        )
+    )
+    frame = pd.DataFrame({"user": "u0", "item": ["i0", "i1", "i2"], "relevance": 0.0})
+    rules = [SlateSize(2), Pin("i1"), GroupMaximum(1, by="provider")]
+    for route in (None, "laminar", "direct", "general"):
+        slates = Reranker(Engagement(), rules, route=route).rerank(frame, catalogue, progress=False)
+        assert slates.frame["item"].tolist() == ["i0", "i1"]
+
+
+def test_a_size_that_a_rule_cannot_be_asked_of_is_no_relaxation():
+    catalogue = ItemCatalogue.from_frame(
+        pd.DataFrame({"item": ["i0", "i1", "i2"], "categories": [["A"]] * 3})
+    )
+    frame = pd.DataFrame({"user": "u0", "item": ["i0", "i1", "i2"], "relevance": 0.0})
+    rules = [SlateSize(2), Pin("i1", 2), Block("i2"), CategoryMaximum("A", 1)]
+    with pytest.raises(InfeasibleError) as caught:
+        Reranker(Engagement(), rules).rerank(frame, catalogue, progress=False)
+    assert "at most 1 A" in set(caught.value.conflict)
+    sizes = [r for r in caught.value.conflict.relaxations if isinstance(r.constraint, SlateSize)]
+    # One item would settle the conflict's own rules, but then the pin has no place.
+    assert sizes
+    assert not any(r.complete for r in sizes)

@@ -227,7 +227,8 @@ def _distinct(columns: list[NDArray[np.integer]]) -> tuple[list[NDArray[np.integ
     sets: list[NDArray[np.integer]] = []
     which = []
     for column in columns:
-        key = column.tobytes()
+        # Of one width: SciPy numbers rows in 32 or 64 bits, and equal sets must be one.
+        key = column.astype(np.int64).tobytes()
         if key not in known:
             known[key] = len(sets)
             sets.append(column)

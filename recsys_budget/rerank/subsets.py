@@ -20,7 +20,7 @@ from recsys_budget.constraints import (
     Population,
     SlateSize,
 )
-from recsys_budget.errors import NumericalError
+from recsys_budget.errors import NumericalError, SpecificationError
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.integer import Program, relaxed_prices, search, solve_highs
 from recsys_budget.rerank.loosening import moved_by, number_of, one_step
@@ -325,9 +325,16 @@ class Subsets:
     def fits(self, kept: Set[int], k: int) -> bool:
         """Whether these rules leave slates when they are to hold k items instead.
 
+        They do not where one of them cannot be asked of such slates: it names a place after the last, say.
+
         Raises:
             OutOfTime: The deadline passed.
         """
+        try:
+            for i in kept:
+                self.rules[i].check(self.population.catalogue, k)
+        except SpecificationError:
+            return False
         rules = [replace(rule, k=k) if isinstance(rule, SlateSize) else rule for rule in self.rules]
         other = Subsets(
             [rules[i] for i in sorted(kept)], replace(self.population, k=k), self._name, self.deadline
