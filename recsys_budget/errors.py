@@ -95,12 +95,26 @@ class InfeasibleError(SolverError):
     """Hard constraints that no slate can satisfy together.
 
     Attributes:
-        user: Id of the user whose slate is impossible.
+        user: Id of the user whose slate is impossible; None where the rules are about all users together.
         conflict: Names of constraints that conflict; dropping any one of them makes the rest feasible.
     """
 
-    def __init__(self, message: str, *, user: str, conflict: Sequence[str]) -> None:
+    def __init__(self, message: str, *, user: str | None, conflict: Sequence[str]) -> None:
         self.user, self.conflict = user, tuple(conflict)
+        super().__init__(message)
+
+
+class SolverTimeoutError(SolverError):
+    """The time limit passed before every user had a slate that satisfies the hard rules.
+
+    Attributes:
+        time_limit: Seconds that were allowed.
+        users: Ids of users without a slate, at most ten.
+        n_users: How many there are.
+    """
+
+    def __init__(self, message: str, *, time_limit: float, users: Sequence[str], n_users: int) -> None:
+        self.time_limit, self.users, self.n_users = time_limit, tuple(users), n_users
         super().__init__(message)
 
 

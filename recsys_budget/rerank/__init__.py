@@ -2,7 +2,29 @@
 
 from recsys_budget.rerank.certificate import Certificate
 from recsys_budget.rerank.frames import top_k
-from recsys_budget.rerank.objective import EngagementDiversity
+from recsys_budget.rerank.objective import (
+    Coverage,
+    Diversity,
+    Engagement,
+    EngagementDiversity,
+    HistoryMatch,
+    Novelty,
+    Objective,
+    ObjectiveFloor,
+)
 from recsys_budget.rerank.reranker import Reranker, Slates
 
-__all__ = ["Certificate", "EngagementDiversity", "Reranker", "Slates", "top_k"]
+__all__ = [
+    "Certificate",
+    "Coverage",
+    "Diversity",
+    "Engagement",
+    "EngagementDiversity",
+    "HistoryMatch",
+    "Novelty",
+    "Objective",
+    "ObjectiveFloor",
+    "Reranker",
+    "Slates",
+    "top_k",
+]

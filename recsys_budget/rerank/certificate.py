@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
+
+# What slates cost in privacy; see Certificate.privacy.
+PrivacyMode = Literal["per_user", "population_private", "population_not_private"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,61 +19,89 @@ class Certificate:
     """What is known about a set of slates, recomputed from the slates in float64.
 
     Attributes:
-        objective: Objective, mean over users; higher is better.
-        bound: Upper bound on that mean over all slates that satisfy the constraints. It is the dual bound of
-            the solver's branch and bound, which solves its linear programs to a tolerance of 1e-7: read it
-            as good to about 1e-6.
-        gap: ``(bound - objective) / bound``: the largest share of the bound that any slates could add. 0.0
+        objective: Objective, mean over users, penalties of soft constraints taken off; higher is better.
+        bound: Upper bound on that mean over all slates that satisfy the hard constraints. From a solver's
+            branch and bound it is good to about 1e-6, since that solves linear programs to a tolerance of 1e-7;
+            from other routes it is good to float64.
+        gap: ``(bound - objective) / |bound|``: the largest share of the bound that any slates could add. 0.0
             where the two differ by 1e-6 or less, the solver's precision.
-        violations: For each constraint by name, the largest violation over users, in items, counted from the
-            emitted slates. Slates with a violation above 1e-6 are never emitted.
-        engagement: Share kept of the best engagement that the candidates allow, mean over users, in [0, 1].
+        violations: For each constraint by name, the largest violation over users, in the constraint's unit,
+            counted from the emitted slates; for a constraint about all slates, their one violation. Slates that
+            violate a hard constraint by more than 1e-6 are never emitted.
+        soft: Names of the soft constraints, whose violations may be above 0.
+        shadow_prices: For each constraint by name, what engagement would gain if each of its bounds were looser
+            by one unit: the mean over users as a share of their best for a constraint about one slate, the sum
+            over users for one about all slates. From the linear relaxation, or, for nested quotas, from exact
+            optima over at most a thousand users. None where the objective has no engagement to measure it by.
+        engagement: Share kept of the best engagement that the candidates allow, mean over users, in [0, 1];
+            with the discount of the objective, if it has one.
         diversity: Intra-list diversity over categories, mean over users, in [0, 1].
-        route: How the slates were found. ``"cvxpy"``: by solving the problem that defines them.
-        solver: Solver that cvxpy called.
-        solver_version: Versions of that solver's package and of cvxpy.
+        route: How the slates were found: ``"laminar"``, ``"general"`` and so on; see ``ARCHITECTURE.md``.
+        solver: Solver, or ``"greedy"`` and the like for a route that needs none.
+        solver_version: Versions of its package, and of cvxpy where that was called.
         n_users: Number of slates.
-        solves: Integer programs solved, in total.
+        iterations: Programs solved, slates chosen greedily, or evaluations of prices, in total.
         seconds: Wall-clock seconds from candidates to checked slates.
+        timed_out: Whether the time limit ended the search; slates are checked all the same.
         privacy: ``"per_user"``: each slate depends on model outputs, public data and the served user's own
-            candidates alone, which is post-processing and costs no privacy budget.
+            candidates and history alone, which is post-processing and costs no privacy budget.
+            ``"population_not_private"``: a constraint about all slates made each user's slate depend on the
+            candidates of the others. ``"population_private"``: likewise, but through noisy prices that a ledger
+            was charged for.
         per_user: A row a user, in the order of the slates: user, objective, bound, gap, engagement,
-            diversity, solves, candidates.
+            diversity, candidates. The bound and gap are NaN where only the bound of all together is known.
     """
 
     objective: float
     bound: float
     gap: float
     violations: Mapping[str, float]
+    soft: tuple[str, ...]
+    shadow_prices: Mapping[str, float | None]
     engagement: float
     diversity: float
     route: str
     solver: str
     solver_version: str
     n_users: int
-    solves: int
+    iterations: int
     seconds: float
-    privacy: Literal["per_user"]
+    timed_out: bool
+    privacy: PrivacyMode
     per_user: pd.DataFrame
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure but the per-user table, and the largest per-user gap, as plain Python values."""
+        """Every figure but the per-user table, and the largest per-user gap, as plain Python values.
+
+        The largest gap is None where only the bound of all users together is known.
+        """
         fields = {name: value for name, value in vars(self).items() if name != "per_user"}
+        largest = float(self.per_user["gap"].max())
         return fields | {
             "violations": dict(self.violations),
-            "largest_gap": float(self.per_user["gap"].max()),
+            "shadow_prices": dict(self.shadow_prices),
+            "soft": list(self.soft),
+            "largest_gap": None if math.isnan(largest) else largest,
         }
 
     def to_json(self) -> str:
         """:meth:`to_dict` as one JSON object."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
+    @property
+    def largest_violation(self) -> float:
+        """Of the hard constraints."""
+        return max(violation for name, violation in self.violations.items() if name not in self.soft)
+
     def __repr__(self) -> str:
-        worst = max(self.violations.values())
+        worst = self.largest_violation
         broken = "none violated" if worst == 0.0 else f"largest violation {worst:g}"
+        wishes = sum(self.violations[name] > 0.0 for name in self.soft)
+        soft = f"; {len(self.soft)} soft, {wishes} of them violated" if self.soft else ""
         return (
             f"Certificate({self.n_users} users: objective {self.objective:.4f}, at most {self.bound:.4f} "
             f"possible (gap {self.gap:.2%}); engagement {self.engagement:.4f}, "
-            f"diversity {self.diversity:.4f}; {len(self.violations)} constraints, {broken}; "
-            f"{self.route} with {self.solver}, {self.seconds:.2f} s, privacy {self.privacy})"
+            f"diversity {self.diversity:.4f}; {len(self.violations) - len(self.soft)} constraints, {broken}{soft}; "
+            f"{self.route} with {self.solver}, {self.seconds:.2f} s{' (out of time)' if self.timed_out else ''}, "
+            f"privacy {self.privacy})"
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recsys_budget.constraints import Candidates, Constraint, SlateSize
+from recsys_budget.constraints import Constraint, Population, SlateSize
 from recsys_budget.errors import InfeasibleError, NumericalError
-from recsys_budget.rerank.problem import feasible_slate
+from recsys_budget.rerank.general import feasible_slates
 
 
 def minimal_conflict(
-    constraints: Sequence[Constraint], candidates: Candidates, solver: str
+    constraints: Sequence[Constraint], population: Population, solver: str | None
 ) -> tuple[Constraint, ...]:
     """A set of constraints that no selection satisfies, of which every proper subset can be satisfied.
 
@@ -18,9 +18,9 @@ def minimal_conflict(
     is tried last, so that too few candidates are reported as that alone.
 
     Args:
-        constraints: Constraints that the solver found infeasible.
-        candidates: The user's candidates.
-        solver: Solver for the feasibility problems, one a constraint.
+        constraints: Hard constraints that were found infeasible together.
+        population: The candidates of one user, or of all where some constraint is about all.
+        solver: Solver for the feasibility problems, one a constraint; None takes HiGHS.
 
     Returns:
         The conflicting constraints, in the order given.
@@ -32,25 +32,38 @@ def minimal_conflict(
         Chinneck and Dravnieks (1991), doi:10.1287/ijoc.3.2.157
     """
     kept = list(constraints)
-    if feasible_slate(kept, candidates, solver) is not None:
+    if feasible_slates(kept, population, solver) is not None:
         raise NumericalError(
-            f"user {candidates.user!r}: {solver} found no slate, and then one; try the other solver"
+            f"{whose(population)}: the solver found no slate, and then one; name another solver"
         )
     for constraint in sorted(constraints, key=lambda c: isinstance(c, SlateSize)):
         rest = [other for other in kept if other is not constraint]
-        if rest and feasible_slate(rest, candidates, solver) is None:
+        if rest and feasible_slates(rest, population, solver) is None:
             kept = rest
     return tuple(kept)
 
 
-def infeasible(conflict: Sequence[Constraint], candidates: Candidates) -> InfeasibleError:
+def infeasible(conflict: Sequence[Constraint], population: Population) -> InfeasibleError:
     """The error that names the conflicting constraints and what the candidates offer for each."""
     named = "; ".join(repr(c.name) + (f" (asked because: {c.reason})" if c.reason else "") for c in conflict)
-    offered = "; ".join(dict.fromkeys(c.explain(candidates) for c in conflict))
+    alone = population.of(0) if len(population) == 1 else None
+    offers = [
+        c.explain(population if c.scope == "population" else alone)
+        for c in conflict
+        if c.scope == "population" or alone is not None
+    ]
+    offered = "; ".join(dict.fromkeys(offers))
     what = "no slate satisfies" if len(conflict) == 1 else "no slate satisfies together"
     return InfeasibleError(
-        f"user {candidates.user!r}: {what} {named}. Of what there is: {offered}. Relax one of these "
+        f"{whose(population)}: {what} {named}. Of what there is: {offered}. Relax one of these "
         "constraints, or pass candidates that offer more",
-        user=candidates.user,
+        user=None if alone is None else alone.user,
         conflict=[c.name for c in conflict],
     )
+
+
+def whose(population: Population) -> str:
+    """How errors call the user or users."""
+    if len(population) == 1:
+        return f"user {population.users[0]!r}"
+    return f"all {len(population)} users together"

@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 
-from recsys_budget.constraints import Candidates, SlateSize
-from recsys_budget.data import ItemCatalogue
+from recsys_budget.constraints import Population, SlateSize
+from recsys_budget.constraints.engagement import category_shares
+from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.data._columns import finite_numbers, id_codes, pick, shortlex
 from recsys_budget.errors import DataError, SpecificationError
 
 
-@dataclass(frozen=True, eq=False)
-class CandidateTable:
-    """The candidates of many users, user by user, each user's by falling relevance.
-
-    Equally relevant candidates stand in the order of the catalogue: this order is the tie rule everywhere.
-
-    Attributes:
-        catalogue: The catalogue that the items are from.
-        users: User ids, shape ``(n_users,)``, unique strings, shorter ids first and then alphabetically.
-        offsets: Row boundaries, shape ``(n_users + 1,)``, int64.
-        items: Positions in the catalogue, shape ``(n_rows,)``, intp.
-        relevance: Shape ``(n_rows,)``, float64, finite.
-    """
-
-    catalogue: ItemCatalogue
-    users: pd.Index[Any]
-    offsets: NDArray[np.int64]
-    items: NDArray[np.intp]
-    relevance: NDArray[np.float64]
+class CandidateTable(Population):
+    """A population as read from a table, and written to one."""
 
     @classmethod
-    def from_frame(cls, frame: Any, catalogue: ItemCatalogue) -> CandidateTable:
+    def from_frame(
+        cls, frame: Any, catalogue: ItemCatalogue, k: int, history: Interactions | None = None
+    ) -> CandidateTable:
         """Read a long frame with columns user, item and relevance, rows in any order.
+
+        Args:
+            frame: pandas, polars or pyarrow table.
+            catalogue: The catalogue that the items are from.
+            k: Items a slate.
+            history: What users had used, for rules and objectives that compare with it; users may be missing.
 
         Raises:
             DataError: There is no row; a column is missing; an id is missing, empty or neither a string nor
                 an integer; an item is not in the catalogue; a relevance is not finite; a pair is repeated.
+            SpecificationError: The history's catalogue has other categories.
         """
         table = nw.from_native(frame, eager_only=True)
         codes, user_ids = id_codes(pick(table, "user"), "user")
@@ -81,41 +73,23 @@ class CandidateTable:
             offsets=np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64),
             items=items[order],
             relevance=relevance[order],
+            k=k,
+            history=None if history is None else _mixes(users, catalogue, history),
         )
 
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def of(self, position: int) -> Candidates:
-        """The candidates of the user at this position."""
-        rows = slice(self.offsets[position], self.offsets[position + 1])
-        return Candidates.of(self.users[position], self.catalogue, self.items[rows], self.relevance[rows])
-
-    def find(self, user: str) -> Candidates:
-        """The candidates of the user with this id.
-
-        Raises:
-            SpecificationError: That user has no candidates.
-        """
-        position = int(self.users.get_indexer(pd.Index([str(user)], dtype="str"))[0])
-        if position < 0:
-            raise SpecificationError(f"user {user!r} has no candidates in this frame of {len(self)} users")
-        return self.of(position)
-
-    def slates(self, chosen: Sequence[NDArray[np.intp]]) -> pd.DataFrame:
+    def slates(self, chosen: NDArray[np.integer]) -> pd.DataFrame:
         """One row a user and chosen item: user, item, rank (from 1, int64), relevance.
 
         Args:
-            chosen: For each user, rows of that user's candidates in the order of the slate.
+            chosen: As in :class:`~recsys_budget.constraints.Population`, each slate's empty places at its end.
         """
-        sizes = np.array([len(rows) for rows in chosen], np.int64)
-        rows = np.concatenate(chosen) + np.repeat(self.offsets[:-1], sizes)
-        first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        filled = chosen >= 0
+        rows = self.rows(chosen)[filled]
         return pd.DataFrame(
             {
-                "user": self.users.repeat(sizes),
+                "user": self.users.repeat(filled.sum(axis=1)),
                 "item": self.catalogue.ids.take(self.items[rows]),
-                "rank": np.arange(1, len(rows) + 1) - first,
+                "rank": np.cumsum(filled, axis=1, dtype=np.int64)[filled],
                 "relevance": self.relevance[rows],
             }
         )
@@ -137,5 +111,28 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
         SpecificationError: k is not a whole number of at least 1.
     """
     size = SlateSize(k).k
-    table = CandidateTable.from_frame(candidates, catalogue)
-    return table.slates([np.arange(min(size, n)) for n in np.diff(table.offsets)])
+    table = CandidateTable.from_frame(candidates, catalogue, size)
+    places = np.arange(size)
+    return table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+
+
+def _mixes(users: pd.Index[Any], catalogue: ItemCatalogue, history: Interactions) -> sparse.csr_array:
+    """Share of each category in each user's history, rows summing to 1 or 0.
+
+    Raises:
+        SpecificationError: The history's catalogue has other categories.
+    """
+    if history.catalogue.category_names != catalogue.category_names:
+        raise SpecificationError(
+            "the history's catalogue has other categories than the candidates'; build both with the same ones"
+        )
+    n = len(history.catalogue)
+    used = sparse.csr_array(
+        (np.ones(len(history.indices)), history.indices, history.indptr), shape=(len(history.users), n)
+    )
+    totals = used @ category_shares(history.catalogue)
+    position = np.asarray(history.users.get_indexer(users), np.intp)
+    mixes = sparse.csr_array((totals.tocsr())[np.maximum(position, 0)])
+    weight = np.asarray(mixes.sum(axis=1)).ravel()
+    scale = np.where((position >= 0) & (weight > 0.0), 1.0 / np.where(weight > 0.0, weight, 1.0), 0.0)
+    return sparse.csr_array(mixes.multiply(scale[:, None]))

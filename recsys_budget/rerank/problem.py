@@ -1,227 +1,287 @@
-"""The re-ranking problem in cvxpy, which defines what everything here means, and its certified solution.
+"""The re-ranking problem in cvxpy, which defines what everything here means, and cvxpy's solvers.
 
 No other module imports cvxpy.
 """
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import cvxpy as cp
 import numpy as np
 from cvxpy import Problem as Problem
+from cvxpy.reductions.solvers.defines import MI_SOLVERS
 from numpy.typing import NDArray
+from scipy import sparse
 
-from recsys_budget.constraints import TOLERANCE, Candidates, Constraint
+from recsys_budget.constraints import Candidates, Constraint, LinearConstraint, Population
+from recsys_budget.constraints.base import hard_part
+from recsys_budget.constraints.form import log, positive
 from recsys_budget.errors import NumericalError, SpecificationError
-from recsys_budget.rerank.objective import ConcaveForm, EngagementDiversity
+from recsys_budget.rerank.integer import Answer, Program, Solve, solve_highs
+from recsys_budget.rerank.model import Evaluate
+from recsys_budget.rerank.objective import Objective
 
-# The package behind each solver that reports a dual bound through cvxpy; without one there is no certificate.
-SOLVERS = {"HIGHS": "highspy", "SCIPY": "scipy"}
+# What constraints and objectives write for arrays, for expressions as well.
+log.register(cp.Expression, cp.log)
+positive.register(cp.Expression, cp.pos)
 
-# First tangents, as shares of the slate that one category holds. Where they lie only affects speed.
-_SHARES = np.array([0.0, 0.03, 0.06, 0.09, 0.12, 0.16, 0.2, 0.25, 0.3])
-
-
-def build(
-    objective: EngagementDiversity, constraints: Sequence[Constraint], candidates: Candidates, k: int
-) -> Problem:
-    """The plain problem of one user: maximise a concave function of a boolean ``x``, an entry a candidate."""
-    x = cp.Variable(len(candidates), boolean=True, name="x")
-    form = objective.form(candidates, k)
-    value = form.linear @ x
-    if not form.is_linear:
-        value = value - form.curvature * cp.sum_squares(form.factor.T @ x)
-    return Problem(cp.Maximize(value), _rules(constraints, x, candidates))
-
-
-def feasible_slate(
-    constraints: Sequence[Constraint], candidates: Candidates, solver: str
-) -> NDArray[np.intp] | None:
-    """Rows of some selection that satisfies these constraints, or None where the solver proves there is none.
-
-    Raises:
-        NumericalError: The solver stopped without an answer, or its selection violates a constraint.
-    """
-    x = cp.Variable(len(candidates), boolean=True, name="x")
-    problem = Problem(cp.Maximize(0), _rules(constraints, x, candidates))
-    if not _solve(problem, x, candidates.user, solver, gap=0.0):
-        return None
-    chosen = np.flatnonzero(x.value > 0.5)
-    for constraint in constraints:
-        if not constraint.measure(chosen, candidates) <= TOLERANCE:
-            raise NumericalError(
-                f"user {candidates.user!r}: {solver} offered a selection that violates {constraint.name!r}; "
-                "try the other solver"
-            )
-    return chosen
-
-
-def versions(solver: str) -> str:
-    """Versions of the solver's package and of cvxpy."""
-    return f"{SOLVERS[solver]} {version(SOLVERS[solver])}, cvxpy {cp.__version__}"
+# The package behind a solver, where its name is not the solver's.
+_PACKAGES = {"HIGHS": "highspy", "GLPK_MI": "cvxopt", "GLPK": "cvxopt", "GUROBI": "gurobipy", "SCIP": "pyscipopt"}
+# How a solver is told when to stop; others stop between programs only.
+_TIME_LIMITS = {"CLARABEL": "time_limit", "OSQP": "time_limit", "SCS": "time_limit_secs"}
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
-    """What one user's solve brought.
+class Plain:
+    """A problem as cvxpy knows it.
 
     Attributes:
-        chosen: Rows of the best slate found, ascending; None where the solver reports that there is none.
-        bound: Upper bound on the objective of any slate.
-        solves: Integer programs solved.
+        problem: The problem.
+        x: Its selection, shape ``(n_rows,)``, or assignment ``(n_rows, k)``.
+        rules: The inequalities of each hard constraint, in the order of the constraints; none for soft ones.
     """
 
-    chosen: NDArray[np.intp] | None
-    bound: float
-    solves: int
+    problem: Problem
+    x: cp.Variable
+    rules: tuple[tuple[cp.Constraint, ...], ...]
 
 
-class CompiledProblem:
-    """One problem for all users with the same number of candidates, compiled by cvxpy once.
-
-    Relevance, membership and objective are cvxpy Parameters (disciplined parametrised programming: Agrawal
-    et al. 2019, arXiv:1910.12430), so that a user costs a solve and no compilation.
-
-    The concave term is maximised by outer approximation (Duran and Grossmann 1986, doi:10.1007/BF02592064):
-    with ``y = factor.T @ x``, each ``y_j^2`` is replaced by a variable ``t_j`` above its tangents
-    ``2 p y_j - p^2``, a term of its own for each j because that bounds far better than tangents to the sum
-    (Hijazi, Bonami and Ouorou 2014, doi:10.1287/ijoc.1120.0545). A tangent at *any* p underestimates the
-    square, so the dual bound of each integer program bounds the true optimum, and the selection it finds is
-    a slate whose true objective is known. Tangents at that slate's y are added until the two meet.
+def build(
+    objective: Objective, constraints: Sequence[Constraint], population: Population, *, integer: bool = True
+) -> Plain:
+    """The plain problem of one user or of many: maximise the sum of concave functions of a boolean ``x``.
 
     Args:
-        constraints: The rules.
-        like: Candidates of any of the users: only the shapes matter.
-        form: The objective of any of the users: likewise.
-        k: Items a slate.
-        solver: Name of a solver in ``SOLVERS``.
-        gap: Relative gap at which to stop.
-        max_solves: Most integer programs a user.
+        objective: What to maximise, summed over users.
+        constraints: The rules. Soft ones take their penalty from the objective.
+        population: The candidates, whose rows are the rows of x.
+        integer: Whether x is 0 or 1, rather than between.
     """
+    k, n = population.k, len(population.items)
+    positional = objective.positional or any(rule.positional for rule in constraints)
+    limits: dict[str, Any] = {"boolean": True} if integer else {"bounds": [0.0, 1.0]}
+    variable = cp.Variable((n, k) if positional else n, name="x", **limits)
+    selection = variable @ np.ones(k) if positional else variable
+    users = [population.of(u) for u in range(len(population))]
+    starts = population.offsets
 
-    def __init__(
-        self,
-        constraints: Sequence[Constraint],
-        *,
-        like: Candidates,
-        form: ConcaveForm,
-        k: int,
-        solver: str,
-        gap: float,
-        max_solves: int,
-    ) -> None:
-        n, m = form.factor.shape
-        self._k, self._solver, self._gap, self._max_solves = k, solver, gap, max_solves
-        self._x = cp.Variable(n, boolean=True, name="x")
-        self._linear = cp.Parameter(n)
-        self._relevance, self._membership = cp.Parameter(n), cp.Parameter(like.membership.shape)
-        # One user's constants must not stay behind in the problem of all: items never get a value, so a rule
-        # that reads them fails.
-        symbols = replace(
-            like,
-            user="",
-            items=cp.Parameter(n, name="items"),
-            relevance=self._relevance,
-            membership=self._membership,
-        )
-        rules = _rules(constraints, self._x, symbols)
-        value = self._linear @ self._x
-        if not form.is_linear:
-            slots = len(_SHARES) + max_solves - 1
-            self._factor, self._curvature = cp.Parameter((n, m)), cp.Parameter(nonneg=True)
-            self._points, self._squares = cp.Parameter(slots * m), cp.Parameter(slots * m)
-            y, t = cp.Variable(m), cp.Variable(m)
-            each_slot = np.tile(np.eye(m), (slots, 1))
-            tangents = cp.multiply(2.0 * self._points, each_slot @ y) - self._squares
-            rules = [*rules, y == self._factor.T @ self._x, each_slot @ t >= tangents]
-            value = value - self._curvature * cp.sum(t)
-        self._first = np.outer(_SHARES * k, np.ones(m))
-        self._problem = Problem(cp.Maximize(value), rules)
+    def part(positional: bool, u: int) -> Any:
+        whole = variable if positional else selection
+        return whole if len(users) == 1 else whole[starts[u] : starts[u + 1]]
 
-    def solve(self, candidates: Candidates, form: ConcaveForm) -> Solution:
-        """The best slate of one user and a bound on all slates.
-
-        Raises:
-            NumericalError: The solver stopped without an answer.
-        """
-        self._linear.value = form.linear
-        self._relevance.value, self._membership.value = candidates.relevance, candidates.membership
-        if not form.is_linear:
-            self._factor.value, self._curvature.value = form.factor, form.curvature
-        points = self._first
-        best, best_value = None, -np.inf
-        bound = float(np.sort(form.linear)[-self._k :].sum())  # holds whatever the solver says
-        for solves in range(1, self._max_solves + 1):
-            if form.is_linear:
-                gap = 0.0
-            else:
-                self._place(points)
-                gap = self._gap / 10.0  # leaves the rest to the tangents
-            if not _solve(self._problem, self._x, candidates.user, self._solver, gap):
-                return Solution(None, np.nan, solves)
-            chosen = np.flatnonzero(self._x.value > 0.5)
-            y = form.factor[chosen].sum(axis=0)
-            value = form.linear[chosen].sum() - form.curvature * (y @ y)
-            bound = min(bound, _dual_bound(self._problem))
-            if value > best_value:
-                best, best_value = chosen, value
-            if form.is_linear or bound - best_value <= max(self._gap * bound, TOLERANCE):
-                break
-            points = np.vstack([points, y])
-        return Solution(best, bound, solves)
-
-    def _place(self, points: NDArray[np.float64]) -> None:
-        """Put tangents at these points, shape ``(n_points, m)``; slots left over repeat the last."""
-        slots = self._points.size // points.shape[1]
-        filled = points[np.minimum(np.arange(slots), len(points) - 1)].ravel()
-        self._points.value, self._squares.value = filled, np.square(filled)
+    value: Any = 0.0
+    for u, user in enumerate(users):
+        form = objective.form(user)
+        value = value + form(part(form.positional, u))
+    every: list[cp.Constraint] = []
+    rules: list[tuple[cp.Constraint, ...]] = []
+    for rule in constraints:
+        if rule.scope == "population":
+            sides = [(rule.lhs(variable if rule.positional else selection, population), rule.rhs(population))]
+        elif len(users) > 1 and isinstance(hard_part(rule), LinearConstraint):
+            sides = [_side_by_side(hard_part(rule), users, variable if rule.positional else selection)]
+        else:
+            sides = [(rule.lhs(part(rule.positional, u), user), rule.rhs(user)) for u, user in enumerate(users)]
+        for lhs, rhs in sides:
+            _require_convex(rule, lhs, rhs)
+            if not rule.hard:
+                value = value - rule.penalty * cp.sum(cp.pos(lhs - rhs))
+        rules.append(tuple(_inequality(lhs, rhs) for lhs, rhs in sides) if rule.hard else ())
+        every += rules[-1]
+    if positional:
+        every.append(selection <= 1)
+        for u in range(len(users)):
+            every.append(cp.sum(part(True, u), axis=0) <= 1)
+    return Plain(Problem(cp.Maximize(value), every), variable, tuple(rules))
 
 
-def _rules(constraints: Sequence[Constraint], x: cp.Variable, candidates: Candidates) -> list[cp.Constraint]:
-    """The constraints as cvxpy knows them.
+def express(
+    rule: Constraint, candidates: Any, places: int
+) -> tuple[Any, NDArray[np.float64]] | tuple[Evaluate, NDArray[np.float64]]:
+    """What solvers need of a rule that is only known as an expression.
+
+    Args:
+        rule: A hard rule.
+        candidates: What it is about.
+        places: Entries of z a candidate.
+
+    Returns:
+        Rows over z and their bounds, where the expression is affine; a function of z and bounds otherwise.
 
     Raises:
-        SpecificationError: A constraint's left-hand side is not convex by the rules of cvxpy.
+        SpecificationError: The left-hand side is not convex by the rules of cvxpy.
     """
-    rules = [constraint.lhs(x, candidates) <= constraint.rhs for constraint in constraints]
-    for constraint, rule in zip(constraints, rules, strict=True):
-        if not rule.is_dcp():
-            raise SpecificationError(
-                f"constraint {constraint.name!r}: cvxpy cannot tell that its lhs is convex in x; rewrite it "
-                "by the rules of disciplined convex programming"
-            )
-    return rules
+    n = len(candidates.relevance)
+    x = cp.Variable((n, places) if rule.positional and places > 1 else n)
+    lhs = cp.Expression.cast_to_const(rule.lhs(x, candidates))
+    upper = rule.rhs(candidates)
+    _require_convex(rule, lhs, upper)
+    bounds = np.broadcast_to(np.asarray(upper, np.float64), lhs.shape).ravel(order="F").astype(np.float64)
+
+    def gradients() -> Any:
+        if x not in lhs.variables():
+            return sparse.csr_array((lhs.size, n * places))
+        columns = lhs.grad[x]
+        if columns is None:
+            return None
+        by_entry = sparse.csr_array(columns)  # entries of x in Fortran's order, which is cvxpy's
+        if x.ndim == 2:
+            by_entry = by_entry[np.arange(n * places).reshape(places, n).T.ravel()]
+        elif places > 1:
+            by_entry = by_entry[np.repeat(np.arange(n), places)]
+        return by_entry.T.tocsr()
+
+    def place(z: NDArray[np.float64]) -> None:
+        grid = z.reshape(n, places)
+        x.value = grid if x.ndim == 2 else grid.sum(axis=1)
+
+    if lhs.is_affine():
+        place(np.zeros(n * places))
+        return gradients(), bounds - np.ravel(lhs.value, order="F")
+
+    def evaluate(z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        place(z)
+        values = np.ravel(lhs.value, order="F").astype(np.float64)
+        slopes = gradients()
+        if slopes is None:
+            # On the edge of the domain there is no gradient; just inside there is, and its tangent holds here.
+            inside = 0.999 * z + 0.001 * z.sum() / len(z)
+            place(inside)
+            slopes = gradients()
+            if slopes is None or not np.isfinite(values).all():
+                raise NumericalError(f"constraint {rule.name!r} has no value or gradient at a slate; rewrite it")
+            held = np.ravel(lhs.value, order="F") + slopes @ (z - inside)
+            values = np.where(values > bounds, values, held)
+        return values, slopes.toarray()
+
+    return evaluate, bounds
 
 
-def _solve(problem: Problem, x: cp.Variable, user: str, solver: str, gap: float) -> bool:
-    """Solve to a relative gap; whether there is a selection in x, rather than a proof that none exists."""
-    # What is off costs more time than it saves on problems this small.
-    options: dict[str, Any]
-    if solver == "SCIPY":
-        options = {"scipy_options": {"mip_rel_gap": gap, "presolve": False}}
-    else:
-        options = {"mip_rel_gap": gap, "presolve": "off", "mip_heuristic_run_feasibility_jump": False}
+def require_solver(name: str) -> None:
+    """Raise SpecificationError unless cvxpy knows the solver and it is installed."""
+    if name not in (installed := cp.installed_solvers()):
+        raise SpecificationError(f"solver={name!r}; use one that is installed: {', '.join(sorted(installed))}")
+
+
+def solves_integers(name: str) -> bool:
+    """Whether a solver takes integer programs, rather than their continuous relaxation."""
+    return name in MI_SOLVERS
+
+
+def versions(name: str) -> str:
+    """Versions of a solver's package and of cvxpy, of highspy alone where that is called without cvxpy."""
+    package = _PACKAGES.get(name, name.lower())
     try:
-        # A warm start would make the answer depend on the user solved before.
-        problem.solve(solver=solver, warm_start=False, **options)
+        own = f"{package} {version(package)}"
+    except PackageNotFoundError:
+        own = f"{name} of unknown version"
+    return own if name == "HIGHS" else f"{own}, cvxpy {cp.__version__}"
+
+
+def integer_solver(name: str) -> Solve:
+    """A solver of integer programs by its name in cvxpy. HiGHS is called without cvxpy between."""
+    if name == "HIGHS":
+        return solve_highs
+
+    def solve(program: Program, gap: float, seconds: float) -> Answer:
+        n = program.integers
+        z, w = cp.Variable(n, boolean=True), cp.Variable(len(program.c) - n) if n < len(program.c) else None
+        a = sparse.csc_array(program.a)
+        value, lhs = program.c[:n] @ z, a[:, :n] @ z
+        rules = []
+        if w is not None:
+            value, lhs = value + program.c[n:] @ w, lhs + a[:, n:] @ w
+            for side, limit in ((1.0, program.most[n:]), (-1.0, -program.least[n:])):
+                at = np.flatnonzero(np.isfinite(limit))
+                if len(at):
+                    rules.append(side * w[at] <= limit[at])
+        for side, limit in ((1.0, program.upper), (-1.0, -program.lower)):
+            at = np.flatnonzero(np.isfinite(limit))
+            if len(at):
+                rules.append(side * lhs[at] <= limit[at])
+        options: dict[str, Any] = {}
+        if name == "SCIPY":
+            options = {"scipy_options": {"mip_rel_gap": gap, "presolve": False}}
+            if np.isfinite(seconds):
+                options["scipy_options"]["time_limit"] = seconds
+        problem = Problem(cp.Maximize(value), rules)
+        status = _solve(problem, name, options)
+        stats = problem.solver_stats.extra_stats if problem.solver_stats is not None else None
+        bound = stats.get("mip_dual_bound") if isinstance(stats, dict) else getattr(stats, "mip_dual_bound", None)
+        # The bound is the solver's of the minimised negative, to which a constant would be added: there is none.
+        best = np.inf if bound is None or not np.isfinite(bound) else -float(bound)
+        v = None if z.value is None else np.concatenate([z.value, [] if w is None else w.value])
+        return Answer(v, best, status == cp.INFEASIBLE, status)
+
+    return solve
+
+
+def relax(
+    objective: Objective, constraints: Sequence[Constraint], population: Population, solver: str, deadline: float
+) -> tuple[NDArray[np.float64] | None, list[NDArray[np.float64]], str]:
+    """Solve the continuous relaxation with the named solver, whose answer is only a claim.
+
+    Returns:
+        The solution by rows of the population and then by places; the multipliers of each constraint, empty for
+        soft ones; and the solver's status. The solution is None where there is no finite one.
+
+    Raises:
+        SpecificationError: The solver does not take such problems.
+    """
+    plain = build(objective, constraints, population, integer=False)
+    options: dict[str, Any] = {}
+    if np.isfinite(deadline) and solver in _TIME_LIMITS:
+        options[_TIME_LIMITS[solver]] = max(1e-3, deadline - time.monotonic())
+    status = _solve(plain.problem, solver, options)
+    z = plain.x.value
+    if z is None or not np.isfinite(z).all():
+        return None, [np.zeros(0) for _ in plain.rules], status
+    multipliers = []
+    for rules in plain.rules:
+        each = [np.ravel(np.zeros(rule.size) if rule.dual_value is None else rule.dual_value) for rule in rules]
+        found = np.concatenate(each) if each else np.zeros(0)
+        multipliers.append(np.where(np.isfinite(found), np.maximum(found, 0.0), 0.0))
+    return np.clip(np.ravel(z), 0.0, 1.0), multipliers, status
+
+
+def _solve(problem: Problem, solver: str, options: dict[str, Any]) -> str:
+    """Solve, and return the status, which nobody trusts: so no warning is shown that says it is inaccurate."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # A warm start would make the answer depend on the user solved before.
+            problem.solve(solver=solver, warm_start=False, **options)
     except cp.SolverError as error:
-        raise NumericalError(
-            f"user {user!r}: {solver} stopped without an answer ({error}); try the other solver"
-        ) from error
-    if problem.status == cp.INFEASIBLE:
-        return False
-    if x.value is None:
-        raise NumericalError(
-            f"user {user!r}: {solver} stopped without an answer ({problem.status}); try the other solver"
+        if "cannot solve" in str(error) or "not a" in str(error):
+            raise SpecificationError(f"{solver} does not take such a problem ({error}); name another") from error
+        return f"failed: {error}"
+    return str(problem.status)
+
+
+def _side_by_side(rule: Constraint, users: Sequence[Candidates], x: Any) -> tuple[Any, NDArray[np.float64]]:
+    """A linear rule for all users as one inequality."""
+    assert isinstance(rule, LinearConstraint)
+    blocks = [rule.coefficients(user) for user in users]
+    weights = rule.position_weights(users[0].k)
+    lhs = sparse.csr_array(sparse.block_diag(blocks)) @ (x if weights is None else x @ weights)
+    rhs = [np.broadcast_to(rule.rhs(user), len(block)) for user, block in zip(users, blocks, strict=True)]
+    return lhs, np.concatenate(rhs).astype(np.float64)
+
+
+def _inequality(lhs: Any, rhs: Any) -> cp.Constraint:
+    return cp.Expression.cast_to_const(lhs) <= rhs
+
+
+def _require_convex(rule: Constraint, lhs: Any, rhs: Any) -> None:
+    """Raise SpecificationError unless the inequality is convex by the rules of cvxpy."""
+    if not _inequality(lhs, rhs).is_dcp():
+        raise SpecificationError(
+            f"constraint {rule.name!r}: cvxpy cannot tell that its lhs is convex in x; rewrite it by the rules of "
+            "disciplined convex programming"
         )
-    return True
-
-
-def _dual_bound(problem: Problem) -> float:
-    """Upper bound on a maximised problem without constant term, from the solver's branch and bound."""
-    stats = problem.solver_stats.extra_stats
-    return -float(stats["mip_dual_bound"] if isinstance(stats, dict) else stats.mip_dual_bound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,16 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from recsys_budget.constraints import TOLERANCE, Candidates, Constraint, SlateSize
-from recsys_budget.data import ItemCatalogue
-from recsys_budget.errors import NumericalError, SpecificationError
+from recsys_budget.constraints import TOLERANCE, Constraint, Policy, Population, SlateSize
+from recsys_budget.constraints.engagement import engagement
+from recsys_budget.constraints.policy import require_unique_names
+from recsys_budget.data import Interactions, ItemCatalogue
+from recsys_budget.errors import InfeasibleError, NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import problem
-from recsys_budget.rerank.certificate import Certificate
+from recsys_budget.rerank.certificate import Certificate, PrivacyMode
 from recsys_budget.rerank.conflict import infeasible, minimal_conflict
+from recsys_budget.rerank.dispatch import ROUTES, answer
 from recsys_budget.rerank.frames import CandidateTable
-from recsys_budget.rerank.objective import EngagementDiversity, diversity, engagement
+from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
+from recsys_budget.rerank.question import Outcome, Question
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Slates:
     Attributes:
         frame: A row a user and item: user, item, rank (from 1), relevance. Users stand in the order of their
             ids, shorter ids first and then alphabetically; items by falling relevance, and in the order of
-            the catalogue where equally relevant.
+            the catalogue where equally relevant, unless a constraint or objective reads positions.
         certificate: What is known about them.
     """
 
@@ -45,16 +49,20 @@ class Slates:
 
 @dataclass(frozen=True)
 class Reranker:
-    """Choose each user's slate from scored candidates, under hard constraints.
+    """Choose each user's slate from scored candidates, under constraints.
 
     Attributes:
-        objective: What to maximise.
-        constraints: Rules that every slate satisfies; exactly one is a ``SlateSize``, and names are unique.
-        solver: ``"HIGHS"`` or ``"SCIPY"``: cvxpy solvers that report a bound on what they did not find.
-        gap: Relative gap to the bound, per user, at which the search stops; 1e-6 of objective is close enough
-            in any case. A linear objective (no weight on diversity) is solved to the solver's precision.
-        max_solves: Most integer programs a user. Where that stops the search, the certificate states the
+        objective: What to maximise: the mean over users.
+        constraints: Rules for slates, or a :class:`~recsys_budget.constraints.Policy`; exactly one is a hard
+            ``SlateSize``, and names are unique. Hard ones hold in every slate; see ``Soft`` for others.
+        solver: Solver by its name in cvxpy: ``"HIGHS"``, ``"SCIPY"``, ``"CLARABEL"``, ``"OSQP"``, ``"SCS"`` or
+            whichever else is installed. None takes the fastest route that the structure of the problem allows,
+            with HiGHS where a solver is needed. A solver of continuous problems solves the relaxation; what it
+            says is checked, rounded, and repaired by integer programs in HiGHS where need be.
+        gap: Relative gap to the bound at which the search stops; 1e-6 of objective is close enough in any case.
+        max_solves: Most programs for one problem. Where that stops the search, the certificate states the
             gap reached.
+        route: Route to take, for comparisons; None takes the first that knows the problem's structure.
 
     Raises:
         SpecificationError: The above does not hold.
@@ -72,181 +80,296 @@ class Reranker:
         >>> slates = reranker.rerank(candidates, catalogue)
         >>> slates.frame["item"].tolist(), slates.certificate.engagement
         (['a', 'c'], 0.8)
+        >>> {name: round(price, 3) for name, price in slates.certificate.shadow_prices.items()}
+        {'exactly 2 items': 0.0, 'at least 1 Documentary': 0.2}
     """
 
-    objective: EngagementDiversity = field(default_factory=EngagementDiversity)
-    constraints: Sequence[Constraint] = ()
-    solver: str = field(default="HIGHS", kw_only=True)
+    objective: Objective = field(default_factory=EngagementDiversity)
+    constraints: Sequence[Constraint] | Policy = ()
+    solver: str | None = field(default=None, kw_only=True)
     gap: float = field(default=1e-3, kw_only=True)
     max_solves: int = field(default=8, kw_only=True)
+    route: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise SpecificationError(f"objective={self.objective!r} is no objective; see recsys_budget.rerank")
         object.__setattr__(self, "constraints", tuple(self.constraints))
-        sizes = sum(isinstance(c, SlateSize) for c in self.constraints)
+        require_unique_names(self._rules)
+        sizes = sum(isinstance(c, SlateSize) for c in self._rules)
         if sizes != 1:
-            raise SpecificationError(f"constraints must hold exactly one SlateSize, not {sizes}")
-        names = [c.name for c in self.constraints]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise SpecificationError(
-                f"constraints share the name {twice[0]!r}; pass name= to tell them apart"
-            )
-        if self.solver not in problem.SOLVERS:
-            raise SpecificationError(f"solver={self.solver!r}; use one of {', '.join(problem.SOLVERS)}")
+            raise SpecificationError(f"constraints must hold exactly one SlateSize, not {sizes}, and a hard one")
+        if self.solver is not None:
+            problem.require_solver(self.solver)
         if not 0.0 < self.gap < 1.0:
             raise SpecificationError(
                 f"gap={self.gap!r}; it is relative and must lie strictly between 0 and 1"
             )
         if self.max_solves < 1:
             raise SpecificationError(f"max_solves={self.max_solves!r}; allow at least 1")
+        if self.route is not None and self.route not in ROUTES:
+            raise SpecificationError(f"route={self.route!r}; there are {', '.join(ROUTES)}")
+
+    @property
+    def _rules(self) -> tuple[Constraint, ...]:
+        return tuple(self.constraints)
 
     @property
     def slate_size(self) -> int:
         """Items a slate."""
-        return next(c.k for c in self.constraints if isinstance(c, SlateSize))
+        return next(c.k for c in self._rules if isinstance(c, SlateSize))
 
-    def rerank(self, candidates: Any, catalogue: ItemCatalogue, *, progress: bool = True) -> Slates:
+    @property
+    def privacy(self) -> PrivacyMode:
+        """What the slates will cost in privacy; see :class:`Certificate`."""
+        coupled = any(rule.scope == "population" for rule in self._rules)
+        return "population_not_private" if coupled else "per_user"
+
+    def rerank(
+        self,
+        candidates: Any,
+        catalogue: ItemCatalogue,
+        *,
+        history: Interactions | None = None,
+        time_limit: float | None = None,
+        ledger: object | None = None,
+        progress: bool = True,
+    ) -> Slates:
         """The best slate of every user.
 
         Args:
             candidates: pandas, polars or pyarrow table with columns user and item (strings or integers) and
                 relevance (finite, higher is better), rows in any order, one row a pair.
             catalogue: The catalogue that the items are from.
+            history: What users had used, for rules and objectives that compare slates with it. Users may be
+                missing from it.
+            time_limit: Wall-clock seconds after which no further search is begun, and the best slates known are
+                handed out with their gap; None for no limit.
+            ledger: The privacy ledger that governs the data behind the candidates, if one does. Slates whose
+                making reads everybody's candidates are then refused.
             progress: Show a progress bar.
 
         Returns:
             Slates of every user that has candidates, with their certificate.
 
         Guarantees:
-            Every constraint holds in every slate to 1e-6, counted from the slate and not taken from the
-            solver. Every user's slate is what a call with that user alone gives, whatever the order of rows.
-            Of candidates alike in all but the id, those first in the catalogue are chosen.
+            Every hard constraint holds in every slate to 1e-6, counted from the slate and not taken from the
+            solver. Without constraints about all slates, every user's slate is what a call with that user alone
+            gives, whatever the order of rows. Of candidates alike in all that the problem reads, those first in
+            the catalogue are chosen. Answers repeat bit for bit, unless a time limit ends the search.
 
         Raises:
             DataError: The candidates cannot be read; see the message for the row and column.
-            SpecificationError: A constraint names a category that the catalogue lacks.
+            SpecificationError: A constraint names what the catalogue lacks; or a constraint about all slates
+                meets a ledger; or the solver or route does not take the problem.
             InfeasibleError: No slate of some user satisfies the constraints: ``.conflict`` names some that
                 conflict, of which none can be spared.
+            SolverTimeoutError: The time was over before every user had a slate that satisfies the constraints.
             NumericalError: A solver's answer failed the check, so nothing is handed out.
         """
         started = time.perf_counter()
+        if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0.0):
+            raise SpecificationError(f"time_limit={time_limit!r}; it is in seconds and must be above 0")
+        deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+        self._refuse_ledger(ledger)
         self._check(catalogue)
-        table = CandidateTable.from_frame(candidates, catalogue)
-        compiled: dict[int, problem.CompiledProblem] = {}
-        slates: list[NDArray[np.intp]] = []
-        figures: list[dict[str, Any]] = []
-        violations = dict.fromkeys((c.name for c in self.constraints), 0.0)
-        for position in tqdm(range(len(table)), desc="re-ranking", unit="user", disable=not progress):
-            user = table.of(position)
-            chosen, found = self._solve(user, compiled)
-            for name, violation in self._verify(chosen, user).items():
-                violations[name] = max(violations[name], violation)
-            slates.append(chosen)
-            figures.append(self._figures(chosen, found, user))
-        per_user = pd.DataFrame(figures)
-        objective, bound = float(per_user["objective"].mean()), float(per_user["bound"].mean())
+        table = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
+        question = Question(
+            self.objective,
+            self._rules,
+            table,
+            solver=self.solver,
+            gap=self.gap,
+            max_solves=self.max_solves,
+            deadline=deadline,
+            progress=progress,
+        )
+        route, outcome = answer(question, self.route)
+        if outcome is None:
+            raise SpecificationError(f"route {route!r} does not take problems of this structure; leave it out")
+        self._require_slates(outcome, table, time_limit)
+        violations, penalties, shared = self._verify(outcome.chosen, table, outcome.solver)
+        per_user, objective, bound = self._figures(outcome, table, penalties, shared)
         certificate = Certificate(
             objective=objective,
             bound=bound,
-            gap=_relative_gap(objective, bound),
+            gap=float(_relative_gap(np.array(objective), np.array(bound))),
             violations=violations,
+            soft=tuple(rule.name for rule in self._rules if not rule.hard),
+            shadow_prices=self._in_engagement(outcome),
             engagement=float(per_user["engagement"].mean()),
             diversity=float(per_user["diversity"].mean()),
-            route="cvxpy",
-            solver=self.solver,
-            solver_version=problem.versions(self.solver),
+            route=route,
+            solver=outcome.solver,
+            solver_version=outcome.version,
             n_users=len(table),
-            solves=int(per_user["solves"].sum()),
+            iterations=outcome.iterations,
             seconds=time.perf_counter() - started,
-            privacy="per_user",
+            timed_out=outcome.stopped,
+            privacy=self.privacy,
             per_user=per_user,
         )
-        return Slates(table.slates(slates), certificate)
+        return Slates(table.slates(outcome.chosen), certificate)
 
-    def to_cvxpy(self, candidates: Any, catalogue: ItemCatalogue, user: str) -> problem.Problem:
-        """The plain cvxpy problem of one user: what ``rerank`` solves, by definition.
+    def to_cvxpy(
+        self,
+        candidates: Any,
+        catalogue: ItemCatalogue,
+        user: str | None = None,
+        *,
+        history: Interactions | None = None,
+    ) -> problem.Problem:
+        """The plain cvxpy problem of one user, or of everybody: what ``rerank`` solves, by definition.
 
-        Its one variable ``x`` is boolean, with an entry for each of the user's candidates, by falling
-        relevance and then in the order of the catalogue. Its value at a slate is that user's ``objective`` in
-        the certificate. With weight on diversity it is a mixed-integer quadratic program, which not every
-        solver takes.
+        Its one variable ``x`` is boolean. It is a selection, with an entry for each candidate, user by user, by
+        falling relevance and then in the order of the catalogue; or, where a constraint or the objective reads
+        positions, an assignment with a column for each place. Its value at slates is the sum of their
+        ``objective`` in the certificate, less the penalties of soft constraints about all slates. With a concave
+        objective it is a mixed-integer nonlinear program, which not every solver takes.
 
         Args:
             candidates: As for :meth:`rerank`.
             catalogue: As for :meth:`rerank`.
-            user: Id of the user.
+            user: Id of the user, for the rules about one slate; None for all users and all rules.
+            history: As for :meth:`rerank`.
 
         Raises:
             DataError: As for :meth:`rerank`.
-            SpecificationError: A constraint names a category that the catalogue lacks, or the user has no
+            SpecificationError: A constraint names what the catalogue lacks or is not convex, or the user has no
                 candidates.
         """
         self._check(catalogue)
-        chosen = CandidateTable.from_frame(candidates, catalogue).find(user)
-        return problem.build(self.objective, self.constraints, chosen, self.slate_size)
+        table: Population = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
+        rules = self._rules
+        if user is not None:
+            table = Population.of_one(table.of(table.find(user)))
+            rules = tuple(rule for rule in rules if rule.scope == "user")
+        return problem.build(self.objective, rules, table).problem
 
     def _check(self, catalogue: ItemCatalogue) -> None:
-        for constraint in self.constraints:
-            constraint.check(catalogue)
+        self.objective.check(catalogue, self.slate_size)
+        for constraint in self._rules:
+            constraint.check(catalogue, self.slate_size)
 
-    def _solve(
-        self, user: Candidates, compiled: dict[int, problem.CompiledProblem]
-    ) -> tuple[NDArray[np.intp], problem.Solution]:
-        form = self.objective.form(user, self.slate_size)
-        if len(user) not in compiled:
-            compiled[len(user)] = problem.CompiledProblem(
-                self.constraints,
-                like=user,
-                form=form,
-                k=self.slate_size,
-                solver=self.solver,
-                gap=self.gap,
-                max_solves=self.max_solves,
+    def _refuse_ledger(self, ledger: object | None) -> None:
+        """Raise where slates would read private data that nobody pays for."""
+        if ledger is not None and self.privacy == "population_not_private":
+            named = ", ".join(repr(rule.name) for rule in self._rules if rule.scope == "population")
+            raise SpecificationError(
+                f"{named}: constraints about all slates make each user's slate depend on the candidates of all the "
+                "others, and a ledger governs that data. Drop them, or leave the ledger out and call the result "
+                "not private"
             )
-        found = compiled[len(user)].solve(user, form)
-        if found.chosen is None:
-            raise infeasible(minimal_conflict(self.constraints, user, self.solver), user)
-        return _first_of_alike(found.chosen, user), found
 
-    def _verify(self, chosen: NDArray[np.intp], user: Candidates) -> dict[str, float]:
-        """Violation of each constraint by name, none above tolerance."""
-        measured = {c.name: c.measure(chosen, user) for c in self.constraints}
-        for name, violation in measured.items():
-            if not violation <= TOLERANCE:
+    def _require_slates(self, outcome: Outcome, table: Population, time_limit: float | None) -> None:
+        """Raise unless every user has a slate, saying why not."""
+        without = np.flatnonzero((outcome.chosen < 0).all(axis=1))
+        impossible = np.flatnonzero(outcome.infeasible)
+        hard = [rule for rule in self._rules if rule.hard]
+        own = [rule for rule in hard if rule.scope == "user"]
+        if outcome.conflict:
+            named = ", ".join(map(repr, outcome.conflict))
+            raise InfeasibleError(
+                f"all {len(table)} users together: no slates satisfy together {named}; relax one of these "
+                "constraints, or pass candidates that offer more",
+                user=None,
+                conflict=outcome.conflict,
+            )
+        if len(impossible):
+            whole = len(own) < len(hard)
+            if whole and len(table) > 1:
+                raise infeasible(minimal_conflict(hard, table, self.solver), table)
+            alone = Population.of_one(table.of(int(impossible[0])))
+            raise infeasible(minimal_conflict(hard if whole else own, alone, self.solver), alone)
+        if len(without):
+            first = ", ".join(repr(table.users[u]) for u in without[:3])
+            if not outcome.stopped or time_limit is None:
                 raise NumericalError(
-                    f"user {user.user!r}: the slate that {self.solver} calls optimal violates {name!r} by "
-                    f"{violation:g}, so it is not handed out; try the other solver"
+                    f"{outcome.solver} found no slate for {len(without)} users, the first {first}, and no proof that "
+                    "there is none; raise max_solves or name another solver"
                 )
-        return measured
-
-    def _figures(self, chosen: NDArray[np.intp], found: problem.Solution, user: Candidates) -> dict[str, Any]:
-        objective = self.objective.value(chosen, user)
-        if not objective <= found.bound + TOLERANCE:
-            raise NumericalError(
-                f"user {user.user!r}: the slate's objective {objective:.9f} is above {self.solver}'s bound "
-                f"{found.bound:.9f}, so that bound proves nothing; try the other solver"
+            raise SolverTimeoutError(
+                f"{time_limit:g} s were not enough to find a slate that satisfies the constraints for "
+                f"{len(without)} of {len(table)} users, the first {first}; allow more time, or pass fewer users",
+                time_limit=time_limit,
+                users=[str(table.users[u]) for u in without[:10]],
+                n_users=len(without),
             )
-        bound = max(objective, found.bound)
-        return {
-            "user": user.user,
-            "objective": objective,
-            "bound": bound,
-            "gap": _relative_gap(objective, bound),
-            "engagement": engagement(chosen, user),
-            "diversity": diversity(chosen, user),
-            "solves": found.solves,
-            "candidates": len(user),
-        }
+
+    def _verify(
+        self, chosen: NDArray[np.integer], table: Population, solver: str
+    ) -> tuple[dict[str, float], NDArray[np.float64], float]:
+        """Largest violation of each constraint by name, no hard one above tolerance; and penalties of soft ones.
+
+        Returns:
+            The violations; each user's penalties, shape ``(n_users,)``; and those about all slates.
+        """
+        violations, penalties, shared = {}, np.zeros(len(table)), 0.0
+        for rule in self._rules:
+            if rule.scope == "population":
+                measured = np.array([rule.measure(chosen, table)])
+            else:
+                measured = rule.measure_all(chosen, table)
+            worst = float(np.max(measured))
+            if rule.hard and not worst <= TOLERANCE:
+                whose = "" if rule.scope == "population" else f"user {table.users[int(measured.argmax())]!r}: "
+                raise NumericalError(
+                    f"{whose}the slate that {solver} calls optimal violates {rule.name!r} by "
+                    f"{worst:g}, so it is not handed out; try another solver"
+                )
+            violations[rule.name] = worst
+            if not rule.hard and rule.scope == "population":
+                shared += rule.penalty * worst
+            elif not rule.hard:
+                penalties += rule.penalty * measured
+        return violations, penalties, shared
+
+    def _figures(
+        self, outcome: Outcome, table: Population, penalties: NDArray[np.float64], shared: float
+    ) -> tuple[pd.DataFrame, float, float]:
+        """The per-user table, and mean objective and bound."""
+        chosen = outcome.chosen
+        objective = self.objective.value_all(chosen, table) - penalties
+        total = float(objective.sum()) - shared
+        if outcome.bound is not None:
+            wrong = ~(objective <= outcome.bound + TOLERANCE)
+            if wrong.any():
+                u = int(wrong.argmax())
+                self._refuse_bound(f"user {table.users[u]!r}: ", objective[u], outcome.bound[u], outcome.solver)
+            bound = np.maximum(objective, outcome.bound)
+            most = float(bound.sum())
+        else:
+            bound = np.full(len(table), np.nan)
+            most = max(total, outcome.total)
+            if not total <= outcome.total + TOLERANCE * len(table):
+                self._refuse_bound("", total, outcome.total, outcome.solver)
+        discount = next((p.discount for _, p in self.objective.parts if isinstance(p, Engagement)), "none")
+        per_user = pd.DataFrame(
+            {
+                "user": table.users,
+                "objective": objective,
+                "bound": bound,
+                "gap": _relative_gap(objective, bound),
+                "engagement": engagement(chosen, table, discount),
+                "diversity": Diversity().value_all(chosen, table),
+                "candidates": np.diff(table.offsets),
+            }
+        )
+        return per_user, total / len(table), most / len(table)
+
+    def _refuse_bound(self, whose: str, objective: float, bound: float, solver: str) -> None:
+        raise NumericalError(
+            f"{whose}the objective {objective:.9f} of what was chosen is above {solver}'s bound {bound:.9f}, so that "
+            "bound proves nothing; try another solver"
+        )
+
+    def _in_engagement(self, outcome: Outcome) -> dict[str, float | None]:
+        """Prices in units of engagement rather than of the objective."""
+        weight = sum(w for w, part in self.objective.parts if isinstance(part, Engagement))
+        return {name: price / weight if weight > 0.0 else None for name, price in outcome.prices.items()}
 
 
-def _first_of_alike(chosen: NDArray[np.intp], user: Candidates) -> NDArray[np.intp]:
-    """The same slate with each candidate replaced by the first that is alike, ascending."""
-    labels = user.alike()
-    order = np.argsort(labels, kind="stable")
-    first = np.searchsorted(labels[order], labels[order])
-    wanted = np.bincount(labels[chosen], minlength=len(user))
-    return np.sort(order[np.arange(len(user)) - first < wanted[labels[order]]])
-
-
-def _relative_gap(objective: float, bound: float) -> float:
-    return (bound - objective) / bound if bound - objective > TOLERANCE else 0.0
+def _relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> NDArray[np.float64]:
+    apart = bound - objective
+    scale = np.maximum(np.abs(bound), TOLERANCE)
+    return np.where(apart <= TOLERANCE, 0.0, apart / scale)

@@ -1,0 +1,171 @@
+"""What a problem is made of: a linear objective, nested quotas, sums over everybody. Found by looking at numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recsys_budget.constraints import Constraint, ItemConstraint, Population, SlateSize
+from recsys_budget.constraints.base import item_rows
+from recsys_budget.constraints.engagement import gains
+from recsys_budget.constraints.positions import position_weights
+from recsys_budget.rerank.objective import Diversity, Engagement, Novelty, Objective
+from recsys_budget.rerank.routes.laminar import LaminarTree
+
+
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """The linear part of an objective over a whole population, by falling gain within each user.
+
+    Attributes:
+        gains: float64 ``(n_rows,)``, not negative.
+        items: Catalogue position of each, ``(n_rows,)``.
+        order: Row of the population that each is; None where rows are in order as they are.
+        worth: What each place is worth, ``(k,)``; None where all are worth 1.
+        diversity: Weight of intra-list diversity beside it.
+    """
+
+    gains: NDArray[np.float64]
+    items: NDArray[np.intp]
+    order: NDArray[np.intp] | None
+    worth: NDArray[np.float64] | None
+    diversity: float
+
+    @classmethod
+    def of(cls, objective: Objective, population: Population) -> Gains | None:
+        """The gains, or None where the objective has other parts, or discounts that do not multiply out."""
+        parts = [(weight, part) for weight, part in objective.parts if weight > 0.0]
+        worth = None
+        total = np.zeros(len(population.items))
+        diversity = 0.0
+        for weight, part in parts:
+            if isinstance(part, Engagement):
+                discount = position_weights(part.discount, population.k)
+                if part.positional:
+                    if len(parts) > 1:
+                        return None
+                    worth = discount
+                total += weight * gains(population.relevance, population.offsets, discount)
+            elif isinstance(part, Novelty):
+                total += weight * part.each(population.catalogue, population.k)[population.items]
+            elif isinstance(part, Diversity):
+                diversity += weight
+            else:
+                return None
+        users = np.repeat(np.arange(len(population)), np.diff(population.offsets))
+        rising = (np.diff(total) > 0.0) & (np.diff(users) == 0)
+        if not rising.any():
+            return cls(total, population.items, None, worth, diversity)
+        order = np.lexsort((np.arange(len(total)), -total, users))
+        return cls(total[order], population.items[order], order, worth, diversity)
+
+    def rows(self, chosen: NDArray[np.integer], population: Population) -> NDArray[np.int32]:
+        """Slates in rows of the population, the most relevant first, from rows of these arrays."""
+        if self.order is None:
+            return np.asarray(chosen, np.int32)
+        start = population.offsets[:-1, None]
+        known = np.where(chosen >= 0, self.order[np.maximum(chosen, 0) + start] - start, -1)
+        return np.sort(known, axis=1).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Quotas:
+    """Rules that together bound how many items a slate takes from sets that are nested or disjoint.
+
+    Attributes:
+        tree: The sets.
+        bounds: For each bound that some rule sets: position of the rule, node, and 0 for lower or 1 for upper.
+    """
+
+    tree: LaminarTree
+    bounds: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def of(cls, constraints: Sequence[Constraint], population: Population) -> Quotas | None:
+        """The quotas of the rules about one slate, or None where they are something else."""
+        catalogue, k = population.catalogue, population.k
+        columns, limits, owners = [], [], []
+        for owner, rule in enumerate(constraints):
+            if isinstance(rule, SlateSize) or rule.scope == "population":
+                continue
+            if not isinstance(rule, ItemConstraint) or rule.positional:
+                return None
+            rows = sparse.csc_array(item_rows(rule, catalogue))
+            rows.eliminate_zeros()
+            upper = np.broadcast_to(np.asarray(rule.rhs(population), np.float64), rows.shape[1])
+            for column in range(rows.shape[1]):
+                span = slice(rows.indptr[column], rows.indptr[column + 1])
+                values = rows.data[span]
+                sign = float(values[0]) if len(values) else 1.0
+                if abs(sign) != 1.0 or not (values == sign).all():
+                    return None
+                if not len(values) and upper[column] >= 0.0:
+                    continue
+                columns.append(np.sort(rows.indices[span]))
+                limits.append((int(np.ceil(-upper[column] - 1e-9)), k) if sign < 0 else (0, int(np.floor(upper[column] + 1e-9))))
+                owners.append((owner, 0 if sign < 0 else 1))
+        sets, which = _distinct(columns)
+        nested = _nested(sets, len(catalogue))
+        if nested is None:
+            return None
+        order, parent = nested
+        node = np.empty(len(sets), np.intp)
+        node[order] = np.arange(1, len(sets) + 1)
+        leaf = np.zeros(len(catalogue), np.int32)
+        for at in order:
+            leaf[sets[at]] = node[at]
+        lower, upper_bound = np.zeros(len(sets) + 1, np.int64), np.full(len(sets) + 1, k, np.int64)
+        lower[0] = k
+        for (least, most), at in zip(limits, which, strict=True):
+            lower[node[at]] = max(lower[node[at]], least)
+            upper_bound[node[at]] = min(upper_bound[node[at]], most)
+        parents = np.concatenate([[-1], [0 if parent[at] < 0 else node[parent[at]] for at in order]])
+        bounds = tuple(
+            (owner, int(node[at]), side) for (owner, side), at in zip(owners, which, strict=True)
+        )
+        return cls(LaminarTree(leaf, parents.astype(np.int32), lower, upper_bound), bounds)
+
+    def by_rule(self, prices: tuple[NDArray[np.float64], NDArray[np.float64]], n_rules: int) -> NDArray[np.float64]:
+        """Prices of nodes as prices of rules; 0 for a bound that two rules set, since loosening one does nothing."""
+        total = np.zeros(n_rules)
+        places = [(node, side) for _, node, side in self.bounds]
+        for owner, node, side in self.bounds:
+            if places.count((node, side)) == 1:
+                total[owner] += prices[side][node]
+        return total
+
+
+def _distinct(columns: list[NDArray[np.intp]]) -> tuple[list[NDArray[np.intp]], list[int]]:
+    """The different sets, and which one each column is."""
+    known: dict[bytes, int] = {}
+    sets, which = [], []
+    for column in columns:
+        key = column.tobytes()
+        if key not in known:
+            known[key] = len(sets)
+            sets.append(column)
+        which.append(known[key])
+    return sets, which
+
+
+def _nested(sets: list[NDArray[np.intp]], n: int) -> tuple[list[int], list[int]] | None:
+    """Larger sets first, and the smallest set around each (-1 for none); None where two sets cross."""
+    if not sets:
+        return [], []
+    sizes = np.array([len(s) for s in sets])
+    indptr = np.concatenate([[0], np.cumsum(sizes)])
+    indices = np.concatenate(sets)
+    members = sparse.csc_array((np.ones(len(indices)), indices, indptr), shape=(n, len(sets)))
+    shared = sparse.coo_array(members.T @ members)
+    a, b = shared.coords
+    if (shared.data != np.minimum(sizes[a], sizes[b])).any():
+        return None
+    parent = [-1] * len(sets)
+    for i, j in zip(a.tolist(), b.tolist(), strict=True):
+        if sizes[j] > sizes[i] and (parent[i] < 0 or sizes[j] < sizes[parent[i]]):
+            parent[i] = j
+    return np.argsort(-sizes, kind="stable").tolist(), parent
