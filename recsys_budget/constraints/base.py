@@ -22,6 +22,12 @@ from recsys_budget.errors import SpecificationError
 TOLERANCE = 1e-6
 
 
+def _refuse_own_lhs(kind: type, written: str) -> None:
+    """Solvers read what lhs is made from, so a lhs written beside it would mean something else."""
+    if "lhs" in vars(kind):
+        raise TypeError(f"{kind.__name__} must write {written} and not lhs, which is made from it")
+
+
 @dataclass(frozen=True)
 class Constraint(ABC):
     """A rule about slates: ``lhs(x, candidates) <= rhs(candidates)``, where x is 1 for chosen candidates.
@@ -158,6 +164,10 @@ class PopulationConstraint(Constraint):
 class LinearConstraint(Constraint):
     """A rule whose lhs is ``coefficients @ x``, or ``coefficients @ (x @ position_weights)``."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        _refuse_own_lhs(cls, "coefficients")
+        super().__init_subclass__(**options)
+
     @abstractmethod
     def coefficients(self, candidates: Any) -> Any:
         """Matrix of shape ``(m, n)``: dense for one user's candidates, sparse for a population."""
@@ -197,6 +207,10 @@ class ItemConstraint(LinearConstraint):
 
 class ConvexConstraint(Constraint):
     """A rule that a concave function of the selection is at least so much."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        _refuse_own_lhs(cls, "form")
+        super().__init_subclass__(**options)
 
     @abstractmethod
     def form(self, candidates: Any) -> ConcaveForm:
