@@ -174,7 +174,9 @@ class NoveltyMinimum(ItemConstraint, UserConstraint):
     def explain(self, candidates: Candidates) -> str:
         """The greatest mean that so many items can have."""
         bits = np.sort(novelty(self.name, candidates.catalogue, self.attribute)[candidates.items])
-        return f"the {candidates.k} least known candidates have {bits[-candidates.k :].mean():g} bits on average"
+        return (
+            f"the {candidates.k} least known candidates have {bits[-candidates.k :].mean():g} bits on average"
+        )
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,9 @@ def slate_totals(
     """Sum over each slate of a number per item, times what its place is worth; shape ``(n_users,)``."""
     items = population.chosen_items(chosen)
     total = np.zeros(len(items))
-    for place in range(items.shape[1]):  # in the order of places, so that sums do not depend on who else is there
+    for place in range(
+        items.shape[1]
+    ):  # in the order of places, so that sums do not depend on who else is there
         here = np.where(items[:, place] >= 0, amounts[items[:, place]], 0.0)
         total += here if weights is None else weights[place] * here
     return total

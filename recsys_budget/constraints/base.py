@@ -325,7 +325,13 @@ def require_count(kind: str, field: str, value: object, *, least: int) -> None:
 
 
 def require_number(
-    kind: str, field: str, value: object, *, least: float = -math.inf, most: float = math.inf, open_below: bool = False
+    kind: str,
+    field: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    open_below: bool = False,
 ) -> None:
     """Raise SpecificationError unless the value is a finite number within the limits."""
     real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

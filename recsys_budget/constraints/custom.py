@@ -38,7 +38,9 @@ class Custom(Constraint):
 
     def __post_init__(self) -> None:
         if not callable(self.function) or not (self.count is None or callable(self.count)):
-            raise SpecificationError("Custom takes functions: function(x, candidates) and count(chosen, candidates)")
+            raise SpecificationError(
+                "Custom takes functions: function(x, candidates) and count(chosen, candidates)"
+            )
         require_number("Custom", "bound", self.bound)
         super().__post_init__()
 

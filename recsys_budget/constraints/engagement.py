@@ -230,7 +230,9 @@ def required_history(owner: str, candidates: Any) -> NDArray[np.float64]:
 def require_alpha(owner: str, alpha: object) -> None:
     """Raise SpecificationError unless alpha is strictly between 0 and 1."""
     if not isinstance(alpha, float | int) or isinstance(alpha, bool) or not 0.0 < alpha < 1.0:
-        raise SpecificationError(f"{owner}: alpha={alpha!r} is not between 0 and 1 (both excluded); Steck uses 0.01")
+        raise SpecificationError(
+            f"{owner}: alpha={alpha!r} is not between 0 and 1 (both excluded); Steck uses 0.01"
+        )
 
 
 def require_categories(owner: str, catalogue: ItemCatalogue) -> None:

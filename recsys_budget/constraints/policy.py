@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -31,6 +32,9 @@ KINDS: dict[str, type[Constraint]] = {
 
 # Deeper or longer than any policy, so that a hostile file is refused before it costs anything.
 _DEEPEST, _LONGEST = 6, 1_000_000
+
+# Characters that YAML does not take as they are, or takes for the end of a line.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 Verdict = Literal["added", "removed", "tightened", "loosened", "changed"]
 
@@ -118,9 +122,10 @@ class Policy:
         return {"policy": self.name, "constraints": [_to_entry(rule) for rule in self.constraints]}
 
     def to_json(self) -> str:
-        """Canonical JSON: keys sorted, no spaces, text as it is."""
+        """Canonical JSON: keys sorted, no spaces, text as it is but for what does not print."""
         plain = self.to_dict()
-        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def to_yaml(self) -> str:
         """YAML to read and edit, which :meth:`from_yaml` reads back to an equal policy."""
@@ -271,10 +276,14 @@ class _Reader:
         top = self._mapping(self._root())
         for key, (at, _) in top.items():
             if key not in ("policy", "constraints"):
-                raise self._error(at, f"{key!r} is not part of a policy, which has 'policy' and 'constraints'")
+                raise self._error(
+                    at, f"{key!r} is not part of a policy, which has 'policy' and 'constraints'"
+                )
         for key in ("policy", "constraints"):
             if key not in top:
-                raise self._error(self._root(), f"{key!r} is missing; a policy has 'policy' and 'constraints'")
+                raise self._error(
+                    self._root(), f"{key!r} is missing; a policy has 'policy' and 'constraints'"
+                )
         at, node = top["constraints"]
         if not isinstance(node, yaml.SequenceNode):
             raise self._error(at, "'constraints' must be a list")
@@ -303,7 +312,9 @@ class _Reader:
             what = getattr(error, "problem", None) or str(error)
             raise self._at(None if mark is None else mark.line, f"this is not YAML: {what}") from error
         if root is None:
-            raise DataError("there is nothing in it; a policy has 'policy' and 'constraints'", path=self._path)
+            raise DataError(
+                "there is nothing in it; a policy has 'policy' and 'constraints'", path=self._path
+            )
         return root
 
     def _mapping(self, node: yaml.Node) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -327,7 +338,9 @@ class _Reader:
         at, named = entry.pop("kind")
         kind = self._value(named)
         if not isinstance(kind, str) or kind not in KINDS:
-            raise self._error(at, f"there is no constraint of kind {kind!r}; there are {', '.join(sorted(KINDS))}")
+            raise self._error(
+                at, f"there is no constraint of kind {kind!r}; there are {', '.join(sorted(KINDS))}"
+            )
         known = [field.name for field in fields(KINDS[kind])]
         for name, (key, _) in entry.items():
             if name not in (*known, "soft"):
@@ -345,7 +358,9 @@ class _Reader:
     def _value(self, node: yaml.Node) -> Any:
         loader = yaml.SafeLoader("")
         try:
-            return loader.construct_document(node)
+            value = loader.construct_document(node)
+            # JSON escapes a character beyond 16 bits as a pair, which YAML reads as two.
+            return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
         except (yaml.YAMLError, ValueError) as error:
             raise self._error(node, f"this is no value: {error}") from error
         finally:

@@ -48,7 +48,9 @@ class _ProviderExposure(ItemConstraint, PopulationConstraint):
     def __post_init__(self) -> None:
         kind = type(self).__name__
         if (self.exposure is None) == (self.share is None):
-            raise SpecificationError(f"{kind}: give exposure, in places, or share of all places: one of the two")
+            raise SpecificationError(
+                f"{kind}: give exposure, in places, or share of all places: one of the two"
+            )
         if self.exposure is not None:
             require_number(kind, "exposure", self.exposure, least=0.0)
         else:
@@ -359,7 +361,9 @@ class GroupParity(ItemConstraint, PopulationConstraint):
         category_code(catalogue, self.first)
         if self.second is not None:
             category_code(catalogue, self.second)
-        for size, group in zip(self._sizes(catalogue), (self.first, self.second or "the others"), strict=True):
+        for size, group in zip(
+            self._sizes(catalogue), (self.first, self.second or "the others"), strict=True
+        ):
             if not size:
                 raise SpecificationError(f"{self.name!r}: no item of the catalogue is in {group!r}")
 

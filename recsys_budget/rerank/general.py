@@ -39,7 +39,7 @@ def solve_general(question: Question) -> Outcome:
         infeasible[rows] = found.infeasible
         slates = None if found.z is None else model.slates(found.z)
         if slates is None and not found.infeasible and not coupled and model.places == 1:
-            # Out of time: what swaps find is measured like any other slate.
+            # No time, or an answer that breaks a rule: what swaps find is checked like any other slate.
             best = np.argsort(-model.linear, kind="stable")[: model.k]
             slates = swap_repair(model, best)[None, :]
             if len(best) < model.k or not model.holds(model.vector(slates)):
@@ -52,8 +52,7 @@ def solve_general(question: Question) -> Outcome:
                 )
             chosen[rows] = _settle(model, slates, part, question)
         if found.prices is not None:
-            known = model.owner >= 0
-            prices += np.bincount(model.owner[known], found.prices[known], minlength=len(prices))
+            prices += model.by_rule(found.prices, len(prices))
     user_rules = np.array([rule.scope == "user" for rule in question.constraints])
     prices = np.where(user_rules, prices / len(population), prices)
     return Outcome(
@@ -89,7 +88,9 @@ def feasible_slates(
         about = population if rule.scope == "population" else population.of(0)
         violation = rule.measure(slates if rule.scope == "population" else slates[0][slates[0] >= 0], about)
         if not violation <= TOLERANCE:
-            raise NumericalError(f"{name} offered a selection that violates {rule.name!r}; try another solver")
+            raise NumericalError(
+                f"{name} offered a selection that violates {rule.name!r}; try another solver"
+            )
     return slates
 
 
@@ -160,5 +161,3 @@ def _settle(
         settled = np.sort(settled, axis=1)
         settled = np.where(settled == np.iinfo(np.int32).max, -1, settled)
     return settled
-
-

@@ -130,12 +130,13 @@ def search(
             bound = min(bound, _relaxation(model, program, deadline)[1])
         if answer.v is None:
             if time.monotonic() < deadline:
-                raise NumericalError(f"the solver stopped without an answer ({answer.status}); try another solver")
+                raise NumericalError(
+                    f"the solver stopped without an answer ({answer.status}); try another solver"
+                )
             stopped = True
             break
         z = np.round(np.clip(answer.v[: program.integers], 0.0, 1.0))
-        # A slate of a linear model is for the caller to judge: rules are measured there.
-        if model.is_linear or model.holds(z):
+        if model.holds(z):  # or the solver's word was not worth anything
             value = model.value(z)
             if value > best_value:
                 best, best_value = z, value
@@ -149,6 +150,12 @@ def search(
         found, relaxed = _relaxation(model, tangents.program(), deadline)
         bound = min(bound, relaxed)
     return Solution(best, bound, solves, infeasible, stopped, status, found)
+
+
+def relaxed_prices(model: Model, n_rules: int) -> NDArray[np.float64]:
+    """Prices of constraints in the linear relaxation with first tangents, shape ``(n_rules,)``."""
+    rows, _ = _relaxation(model, _Tangents(model).program(), np.inf)
+    return np.zeros(n_rules) if rows is None else model.by_rule(rows, n_rules)
 
 
 def _relaxation(model: Model, program: Program, deadline: float) -> tuple[NDArray[np.float64] | None, float]:
@@ -177,7 +184,9 @@ class _Tangents:
         self._y = n_z + 2 * np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         soft = np.flatnonzero(np.isfinite(model.penalty))
         at_soft = int(self._y[-1])
-        self._opaque = at_soft + len(soft) + np.concatenate([[0], np.cumsum([len(o.upper) for o in model.opaque])])
+        self._opaque = (
+            at_soft + len(soft) + np.concatenate([[0], np.cumsum([len(o.upper) for o in model.opaque])])
+        )
         self._opaque = self._opaque.astype(np.int64)
         n = int(self._opaque[-1])
 

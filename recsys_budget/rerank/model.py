@@ -128,6 +128,11 @@ class Model:
         hard = (rule for rule in self.opaque if np.isinf(rule.penalty))
         return all((rule.evaluate(z[rule.at])[0] <= rule.upper + TOLERANCE).all() for rule in hard)
 
+    def by_rule(self, prices: NDArray[np.float64], n_rules: int) -> NDArray[np.float64]:
+        """Prices of rows added up by constraint, shape ``(n_rules,)``."""
+        own = self.owner >= 0
+        return np.bincount(self.owner[own], prices[own], minlength=n_rules)
+
     def plain_bound(self) -> float:
         """A bound that needs no solver: each user's k largest coefficients, since no term is negative."""
         return self.constant + self._largest(self.linear)
@@ -240,7 +245,9 @@ class _Builder:
         """Curves of a form whose z starts at ``first``; returns its linear part over its own entries."""
         for factor, function in form.terms:
             part = sparse.coo_array(self.spread(factor.T)).T
-            placed = sparse.csc_array((part.data, (part.coords[0] + first, part.coords[1])), shape=(self.n_z, part.shape[1]))
+            placed = sparse.csc_array(
+                (part.data, (part.coords[0] + first, part.coords[1])), shape=(self.n_z, part.shape[1])
+            )
             self.curves.append(Curve(row, placed, function))
         linear = form.linear
         if self.places > 1 and not form.positional:
@@ -264,7 +271,9 @@ def assemble(
     objective: Objective | None,
     constraints: Sequence[Constraint],
     population: Population,
-    express: Callable[[Constraint, Any, int], tuple[Any, NDArray[np.float64]] | tuple[Evaluate, NDArray[np.float64]]],
+    express: Callable[
+        [Constraint, Any, int], tuple[Any, NDArray[np.float64]] | tuple[Evaluate, NDArray[np.float64]]
+    ],
 ) -> Model:
     """The arrays of a problem.
 
@@ -300,7 +309,9 @@ def assemble(
     return Model(
         linear=linear,
         constant=constant,
-        rows=sparse.csr_array(sparse.vstack(builder.rows)) if builder.rows else sparse.csr_array((0, n * places)),
+        rows=sparse.csr_array(sparse.vstack(builder.rows))
+        if builder.rows
+        else sparse.csr_array((0, n * places)),
         upper=np.concatenate(builder.upper) if builder.upper else np.zeros(0),
         penalty=np.array(builder.penalty, np.float64),
         owner=np.array(builder.owner, np.intp),

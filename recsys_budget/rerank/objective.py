@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from recsys_budget.constraints import Candidates, ConvexConstraint, Population, UserConstraint
 from recsys_budget.constraints.amounts import novelty, slate_totals
@@ -89,7 +90,9 @@ class WeightedSum(Objective):
 
     def form(self, candidates: Candidates) -> ConcaveForm:
         """The sum of the parts' forms."""
-        return sum_of_forms([part.form(candidates).scaled(w) for w, part in self.parts if w > 0.0], candidates)
+        return sum_of_forms(
+            [part.form(candidates).scaled(w) for w, part in self.parts if w > 0.0], candidates
+        )
 
     def value_all(self, chosen: NDArray[np.integer], population: Population) -> NDArray[np.float64]:
         """The sum of the parts' values."""
@@ -373,3 +376,11 @@ def unit_rows(membership: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows scaled to length 1; rows of zeros as they are."""
     norms = np.sqrt(np.square(membership).sum(axis=1, keepdims=True))
     return membership / np.where(norms > 0.0, norms, 1.0)
+
+
+def unit_categories(catalogue: ItemCatalogue) -> sparse.csr_array:
+    """Each item's category vector scaled to length 1, shape ``(n_items, n_categories)``, float64."""
+    membership = catalogue.membership
+    per_item = np.diff(membership.indptr)
+    data = membership.data / np.repeat(np.sqrt(np.maximum(per_item, 1.0)), per_item)
+    return sparse.csr_array((data, membership.indices, membership.indptr), shape=membership.shape)

@@ -32,7 +32,13 @@ log.register(cp.Expression, cp.log)
 positive.register(cp.Expression, cp.pos)
 
 # The package behind a solver, where its name is not the solver's.
-_PACKAGES = {"HIGHS": "highspy", "GLPK_MI": "cvxopt", "GLPK": "cvxopt", "GUROBI": "gurobipy", "SCIP": "pyscipopt"}
+_PACKAGES = {
+    "HIGHS": "highspy",
+    "GLPK_MI": "cvxopt",
+    "GLPK": "cvxopt",
+    "GUROBI": "gurobipy",
+    "SCIP": "pyscipopt",
+}
 # How a solver is told when to stop; others stop between programs only.
 _TIME_LIMITS = {"CLARABEL": "time_limit", "OSQP": "time_limit", "SCS": "time_limit_secs"}
 
@@ -87,7 +93,9 @@ def build(
         elif len(users) > 1 and isinstance(hard_part(rule), LinearConstraint):
             sides = [_side_by_side(hard_part(rule), users, variable if rule.positional else selection)]
         else:
-            sides = [(rule.lhs(part(rule.positional, u), user), rule.rhs(user)) for u, user in enumerate(users)]
+            sides = [
+                (rule.lhs(part(rule.positional, u), user), rule.rhs(user)) for u, user in enumerate(users)
+            ]
         for lhs, rhs in sides:
             _require_convex(rule, lhs, rhs)
             if not rule.hard:
@@ -155,7 +163,9 @@ def express(
             place(inside)
             slopes = gradients()
             if slopes is None or not np.isfinite(values).all():
-                raise NumericalError(f"constraint {rule.name!r} has no value or gradient at a slate; rewrite it")
+                raise NumericalError(
+                    f"constraint {rule.name!r} has no value or gradient at a slate; rewrite it"
+                )
             held = np.ravel(lhs.value, order="F") + slopes @ (z - inside)
             values = np.where(values > bounds, values, held)
         return values, slopes.toarray()
@@ -166,7 +176,9 @@ def express(
 def require_solver(name: str) -> None:
     """Raise SpecificationError unless cvxpy knows the solver and it is installed."""
     if name not in (installed := cp.installed_solvers()):
-        raise SpecificationError(f"solver={name!r}; use one that is installed: {', '.join(sorted(installed))}")
+        raise SpecificationError(
+            f"solver={name!r}; use one that is installed: {', '.join(sorted(installed))}"
+        )
 
 
 def solves_integers(name: str) -> bool:
@@ -213,7 +225,9 @@ def integer_solver(name: str) -> Solve:
         problem = Problem(cp.Maximize(value), rules)
         status = _solve(problem, name, options)
         stats = problem.solver_stats.extra_stats if problem.solver_stats is not None else None
-        bound = stats.get("mip_dual_bound") if isinstance(stats, dict) else getattr(stats, "mip_dual_bound", None)
+        bound = (
+            stats.get("mip_dual_bound") if isinstance(stats, dict) else getattr(stats, "mip_dual_bound", None)
+        )
         # The bound is the solver's of the minimised negative, to which a constant would be added: there is none.
         best = np.inf if bound is None or not np.isfinite(bound) else -float(bound)
         v = None if z.value is None else np.concatenate([z.value, [] if w is None else w.value])
@@ -223,7 +237,11 @@ def integer_solver(name: str) -> Solve:
 
 
 def relax(
-    objective: Objective, constraints: Sequence[Constraint], population: Population, solver: str, deadline: float
+    objective: Objective,
+    constraints: Sequence[Constraint],
+    population: Population,
+    solver: str,
+    deadline: float,
 ) -> tuple[NDArray[np.float64] | None, list[NDArray[np.float64]], str]:
     """Solve the continuous relaxation with the named solver, whose answer is only a claim.
 
@@ -244,7 +262,9 @@ def relax(
         return None, [np.zeros(0) for _ in plain.rules], status
     multipliers = []
     for rules in plain.rules:
-        each = [np.ravel(np.zeros(rule.size) if rule.dual_value is None else rule.dual_value) for rule in rules]
+        each = [
+            np.ravel(np.zeros(rule.size) if rule.dual_value is None else rule.dual_value) for rule in rules
+        ]
         found = np.concatenate(each) if each else np.zeros(0)
         multipliers.append(np.where(np.isfinite(found), np.maximum(found, 0.0), 0.0))
     return np.clip(np.ravel(z), 0.0, 1.0), multipliers, status
@@ -259,7 +279,9 @@ def _solve(problem: Problem, solver: str, options: dict[str, Any]) -> str:
             problem.solve(solver=solver, warm_start=False, **options)
     except cp.SolverError as error:
         if "cannot solve" in str(error) or "not a" in str(error):
-            raise SpecificationError(f"{solver} does not take such a problem ({error}); name another") from error
+            raise SpecificationError(
+                f"{solver} does not take such a problem ({error}); name another"
+            ) from error
         return f"failed: {error}"
     return str(problem.status)
 

@@ -93,12 +93,16 @@ class Reranker:
 
     def __post_init__(self) -> None:
         if not isinstance(self.objective, Objective):
-            raise SpecificationError(f"objective={self.objective!r} is no objective; see recsys_budget.rerank")
+            raise SpecificationError(
+                f"objective={self.objective!r} is no objective; see recsys_budget.rerank"
+            )
         object.__setattr__(self, "constraints", tuple(self.constraints))
         require_unique_names(self._rules)
         sizes = sum(isinstance(c, SlateSize) for c in self._rules)
         if sizes != 1:
-            raise SpecificationError(f"constraints must hold exactly one SlateSize, not {sizes}, and a hard one")
+            raise SpecificationError(
+                f"constraints must hold exactly one SlateSize, not {sizes}, and a hard one"
+            )
         if self.solver is not None:
             problem.require_solver(self.solver)
         if not 0.0 < self.gap < 1.0:
@@ -186,7 +190,9 @@ class Reranker:
         )
         route, outcome = answer(question, self.route)
         if outcome is None:
-            raise SpecificationError(f"route {route!r} does not take problems of this structure; leave it out")
+            raise SpecificationError(
+                f"route {route!r} does not take problems of this structure; leave it out"
+            )
         self._require_slates(outcome, table, time_limit)
         violations, penalties, shared = self._verify(outcome.chosen, table, outcome.solver)
         per_user, objective, bound = self._figures(outcome, table, penalties, shared)
@@ -312,7 +318,9 @@ class Reranker:
                 measured = rule.measure_all(chosen, table)
             worst = float(np.max(measured))
             if rule.hard and not worst <= TOLERANCE:
-                whose = "" if rule.scope == "population" else f"user {table.users[int(measured.argmax())]!r}: "
+                whose = (
+                    "" if rule.scope == "population" else f"user {table.users[int(measured.argmax())]!r}: "
+                )
                 raise NumericalError(
                     f"{whose}the slate that {solver} calls optimal violates {rule.name!r} by "
                     f"{worst:g}, so it is not handed out; try another solver"
@@ -335,7 +343,9 @@ class Reranker:
             wrong = ~(objective <= outcome.bound + TOLERANCE)
             if wrong.any():
                 u = int(wrong.argmax())
-                self._refuse_bound(f"user {table.users[u]!r}: ", objective[u], outcome.bound[u], outcome.solver)
+                self._refuse_bound(
+                    f"user {table.users[u]!r}: ", objective[u], outcome.bound[u], outcome.solver
+                )
             bound = np.maximum(objective, outcome.bound)
             most = float(bound.sum())
         else:

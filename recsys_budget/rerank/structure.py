@@ -106,7 +106,11 @@ class Quotas:
                 if not len(values) and upper[column] >= 0.0:
                     continue
                 columns.append(np.sort(rows.indices[span]))
-                limits.append((int(np.ceil(-upper[column] - 1e-9)), k) if sign < 0 else (0, int(np.floor(upper[column] + 1e-9))))
+                limits.append(
+                    (int(np.ceil(-upper[column] - 1e-9)), k)
+                    if sign < 0
+                    else (0, int(np.floor(upper[column] + 1e-9)))
+                )
                 owners.append((owner, 0 if sign < 0 else 1))
         sets, which = _distinct(columns)
         nested = _nested(sets, len(catalogue))
@@ -124,12 +128,12 @@ class Quotas:
             lower[node[at]] = max(lower[node[at]], least)
             upper_bound[node[at]] = min(upper_bound[node[at]], most)
         parents = np.concatenate([[-1], [0 if parent[at] < 0 else node[parent[at]] for at in order]])
-        bounds = tuple(
-            (owner, int(node[at]), side) for (owner, side), at in zip(owners, which, strict=True)
-        )
+        bounds = tuple((owner, int(node[at]), side) for (owner, side), at in zip(owners, which, strict=True))
         return cls(LaminarTree(leaf, parents.astype(np.int32), lower, upper_bound), bounds)
 
-    def by_rule(self, prices: tuple[NDArray[np.float64], NDArray[np.float64]], n_rules: int) -> NDArray[np.float64]:
+    def by_rule(
+        self, prices: tuple[NDArray[np.float64], NDArray[np.float64]], n_rules: int
+    ) -> NDArray[np.float64]:
         """Prices of nodes as prices of rules; 0 for a bound that two rules set, since loosening one does nothing."""
         total = np.zeros(n_rules)
         places = [(node, side) for _, node, side in self.bounds]
