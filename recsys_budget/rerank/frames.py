@@ -13,8 +13,9 @@ from scipy import sparse
 from recsys_budget.constraints import Population, SlateSize
 from recsys_budget.constraints.engagement import category_shares
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.data._columns import finite_numbers, id_codes, pick, shortlex
+from recsys_budget.data._columns import finite_numbers, id_codes, in_shortlex, pick
 from recsys_budget.errors import DataError, SpecificationError
+from recsys_budget.rerank.grouping import Grouping
 
 
 class CandidateTable(Population):
@@ -53,26 +54,25 @@ class CandidateTable(Population):
                 line=row + 1,
                 column="item",
             )
-        users = pd.Index(shortlex(user_ids), dtype="str")
-        rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)[codes]
-
-        pairs = np.lexsort((items, rows))
-        again = (np.diff(rows[pairs]) == 0) & (np.diff(items[pairs]) == 0)
-        if again.any():
-            row = int(pairs[1:][again].min())
+        users, ranks = in_shortlex(user_ids)
+        rows = ranks[codes]
+        groups = Grouping.of(rows, items, relevance, len(users))
+        if groups is None:
+            row = _repeated(rows, items)
             raise DataError(
                 f"user {users[rows[row]]!r} and item {item_ids[item_codes[row]]!r} are paired twice; keep "
                 "one row a pair",
                 line=row + 1,
                 column="item",
             )
-        order = np.lexsort((items, -relevance, rows))
+        if groups.order is not None:
+            items, relevance = items[groups.order], relevance[groups.order]
         return cls(
             catalogue=catalogue,
             users=users,
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64),
-            items=items[order],
-            relevance=relevance[order],
+            offsets=groups.offsets,
+            items=items,
+            relevance=relevance,
             k=k,
             history=None if history is None else _mixes(users, catalogue, history),
         )
@@ -114,6 +114,11 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
     table = CandidateTable.from_frame(candidates, catalogue, size)
     places = np.arange(size)
     return table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+
+
+def _repeated(rows: NDArray[np.integer], items: NDArray[np.integer]) -> int:
+    """The first row whose pair of user and item was there before."""
+    return int(pd.DataFrame({"user": rows, "item": items}).duplicated().argmax())
 
 
 def _mixes(users: pd.Index[Any], catalogue: ItemCatalogue, history: Interactions) -> sparse.csr_array:
