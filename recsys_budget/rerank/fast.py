@@ -62,7 +62,8 @@ def solve_diversity(question: Question) -> Outcome | None:
     units = unit_categories(population.catalogue)
     found = solve_diverse(
         population.offsets,
-        gains.gains + (gains.diversity / k if k > 1 else 0.0),  # so that its objective is ours, and its gap too
+        gains.gains
+        + (gains.diversity / k if k > 1 else 0.0),  # so that its objective is ours, and its gap too
         gains.items,
         quotas.tree,
         units,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -153,11 +155,24 @@ def _settle(
 ) -> NDArray[np.integer]:
     """Slates in their order, each candidate the first of those alike, filled up with -1."""
     settled = np.full((len(part), part.k), -1, np.int32)
-    first = model.first_of_alike(slates)
-    settled[:, : slates.shape[1]] = first
+    settled[:, : slates.shape[1]] = model.first_of_alike(slates)
     if model.places > 1 and not any(rule.positional for rule in question.constraints):
         # No rule reads positions: the most relevant first is best, and what everybody expects.
-        settled = np.where(settled < 0, np.iinfo(np.int32).max, settled)
-        settled = np.sort(settled, axis=1)
-        settled = np.where(settled == np.iinfo(np.int32).max, -1, settled)
+        settled.sort(axis=1)
+        settled = np.take_along_axis(settled, np.argsort(settled < 0, axis=1, kind="stable"), axis=1)
+    elif model.places > 1 and len(part) == 1:
+        settled[0] = _by_relevance(model, settled[0])
     return settled
+
+
+def _by_relevance(model: Model, slate: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The same items, the more relevant of two first wherever neither rules nor the objective mind."""
+    best = model.value(model.vector(slate[None, :]))
+    for first, second in itertools.combinations(range(len(slate)), 2):
+        if 0 <= slate[second] < slate[first]:
+            swapped = slate.copy()
+            swapped[[first, second]] = slate[[second, first]]
+            z = model.vector(swapped[None, :])
+            if model.holds(z) and model.value(z) >= best:
+                slate, best = swapped, model.value(z)
+    return slate

@@ -78,10 +78,15 @@ class WeightedSum(Objective):
     """A sum of objectives times weights that are not negative.
 
     Attributes:
-        parts: Pairs of a weight and an objective.
+        summands: Pairs of a weight and an objective.
     """
 
-    parts: tuple[tuple[float, Objective], ...]  # type: ignore[assignment]
+    summands: tuple[tuple[float, Objective], ...]
+
+    @property
+    def parts(self) -> tuple[tuple[float, Objective], ...]:
+        """The summands."""
+        return self.summands
 
     @property
     def positional(self) -> bool:
@@ -295,7 +300,7 @@ class EngagementDiversity(WeightedSum):
         SpecificationError: The weight is not within [0, 1].
     """
 
-    parts: tuple[tuple[float, Objective], ...] = ()
+    summands: tuple[tuple[float, Objective], ...] = ()
     diversity_weight: float = 0.0
 
     def __init__(self, diversity_weight: float = 0.0) -> None:
@@ -305,7 +310,7 @@ class EngagementDiversity(WeightedSum):
             )
         weight = float(diversity_weight)
         object.__setattr__(self, "diversity_weight", weight)
-        object.__setattr__(self, "parts", ((1.0 - weight, Engagement()), (weight, Diversity())))
+        object.__setattr__(self, "summands", ((1.0 - weight, Engagement()), (weight, Diversity())))
 
     def __repr__(self) -> str:
         return f"EngagementDiversity({self.diversity_weight:g})"
