@@ -152,7 +152,7 @@ def solve_laminar(
     weights = np.ones(k) if discount is None else np.ascontiguousarray(discount, np.float64)
     if not tree.contradictory:
         marks = np.zeros(0, np.int8) if fixed is None else np.ascontiguousarray(fixed, np.int8)
-        greedy = _greedy_compiled if COMPILED else _greedy_numpy
+        greedy = _greedy_compiled if COMPILED else greedy_numpy
 
         def work(first: int, last: int) -> None:
             greedy(
@@ -276,7 +276,7 @@ def _greedy(  # type: ignore[no-untyped-def]
             chosen[user, :] = -1
 
 
-def _greedy_numpy(
+def greedy_numpy(
     offsets: NDArray[np.int64],
     gains: NDArray[np.floating],
     items: NDArray[np.integer],
