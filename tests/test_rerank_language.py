@@ -168,6 +168,13 @@ def best_by_trying(reranker: Reranker, table: CandidateTable) -> float:
 
 def check_against_trying(case: tuple[Reranker, pd.DataFrame, ItemCatalogue, Interactions]) -> None:
     reranker, frame, catalogue, history = case
+    try:
+        for rule in reranker.constraints:
+            rule.check(catalogue, 2)
+    except SpecificationError:  # a group that no item is in
+        with pytest.raises(SpecificationError):
+            reranker.rerank(frame, catalogue, history=history)
+        return
     table = CandidateTable.from_frame(frame, catalogue, 2, history)
     best = best_by_trying(reranker, table)
     if best == -math.inf:

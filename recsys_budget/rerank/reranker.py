@@ -22,8 +22,12 @@ from recsys_budget.rerank.certificate import Certificate, PrivacyMode
 from recsys_budget.rerank.conflict import infeasible, minimal_conflict
 from recsys_budget.rerank.dispatch import ROUTES, answer
 from recsys_budget.rerank.frames import CandidateTable
+from recsys_budget.rerank.general import feasible_slates
 from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
 from recsys_budget.rerank.question import Outcome, Question
+
+# Users who are asked one by one whether their own rules leave them a slate, when all together have none.
+_TRIED = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,12 +285,12 @@ class Reranker:
                 user=None,
                 conflict=outcome.conflict,
             )
+        for u in impossible[:_TRIED]:
+            alone = Population.of_one(table.of(int(u)))
+            if len(own) == len(hard) or feasible_slates(own, alone, self.solver) is None:
+                raise infeasible(minimal_conflict(own, alone, self.solver), alone)
         if len(impossible):
-            whole = len(own) < len(hard)
-            if whole and len(table) > 1:
-                raise infeasible(minimal_conflict(hard, table, self.solver), table)
-            alone = Population.of_one(table.of(int(impossible[0])))
-            raise infeasible(minimal_conflict(hard if whole else own, alone, self.solver), alone)
+            raise infeasible(minimal_conflict(hard, table, self.solver), table)
         if len(without):
             first = ", ".join(repr(table.users[u]) for u in without[:3])
             if not outcome.stopped or time_limit is None:

@@ -143,6 +143,66 @@ class Quotas:
         return total
 
 
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Rules that bound sums over all slates of numbers that items have.
+
+    Attributes:
+        coefficients: Sparse, shape ``(n_rows, n_items)``; each row is there once, whatever rules bound it.
+        lower: Shape ``(n_rows,)``, -inf for none.
+        upper: Shape ``(n_rows,)``, inf for none.
+        owners: Shape ``(2, n_rows)``, position of the rule that sets each lower and each upper bound; -1 for none.
+    """
+
+    coefficients: sparse.csr_array
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    owners: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, constraints: Sequence[Constraint], population: Population) -> Sums | None:
+        """The sums that rules about all slates bound; None where some rule is something else."""
+        columns, limits = [], []
+        for owner, rule in enumerate(constraints):
+            if rule.scope == "user":
+                continue
+            if not isinstance(rule, ItemConstraint) or rule.positional:
+                return None
+            rows = sparse.csc_array(item_rows(rule, population.catalogue))
+            rows.eliminate_zeros()
+            rows.sort_indices()
+            upper = np.broadcast_to(np.asarray(rule.rhs(population), np.float64), rows.shape[1])
+            for column in range(rows.shape[1]):
+                span = slice(rows.indptr[column], rows.indptr[column + 1])
+                # Written with a first coefficient above 0, a floor and a ceiling on the same sum are one row.
+                down = span.stop > span.start and rows.data[span.start] < 0.0
+                columns.append((rows.indices[span], -rows.data[span] if down else rows.data[span]))
+                limits.append((owner, -upper[column], 0) if down else (owner, upper[column], 1))
+        known: dict[tuple[bytes, bytes], int] = {}
+        which = [known.setdefault((i.tobytes(), d.tobytes()), len(known)) for i, d in columns]
+        lower, upper_bound = np.full(len(known), -np.inf), np.full(len(known), np.inf)
+        owners = np.full((2, len(known)), -1, np.intp)
+        for (owner, bound, side), at in zip(limits, which, strict=True):
+            if side == 0 and bound > lower[at]:
+                lower[at], owners[0, at] = bound, owner
+            elif side == 1 and bound < upper_bound[at]:
+                upper_bound[at], owners[1, at] = bound, owner
+        first = [which.index(at) for at in range(len(known))]
+        indptr = np.concatenate([[0], np.cumsum([len(columns[at][0]) for at in first])]).astype(np.int64)
+        indices = np.concatenate([columns[at][0] for at in first])
+        data = np.concatenate([columns[at][1] for at in first])
+        shape = (len(known), len(population.catalogue))
+        return cls(sparse.csr_array((data, indices, indptr), shape=shape), lower, upper_bound, owners)
+
+    def by_rule(self, prices: NDArray[np.float64], n_rules: int) -> NDArray[np.float64]:
+        """Prices of rows, negative where the lower bound binds, as prices of rules."""
+        total = np.zeros(n_rules)
+        for side, price in ((0, np.maximum(0.0, -prices)), (1, np.maximum(0.0, prices))):
+            bound = self.owners[side] >= 0
+            np.add.at(total, self.owners[side][bound], price[bound])
+        return total
+
+
 def _distinct(columns: list[NDArray[np.intp]]) -> tuple[list[NDArray[np.intp]], list[int]]:
     """The different sets, and which one each column is."""
     known: dict[bytes, int] = {}
