@@ -83,7 +83,7 @@ def _load(  # type: ignore[no-untyped-def]
 @njit
 def best(  # type: ignore[no-untyped-def]
     users, offsets, gains, items, leaf_of_item, parent, lower, upper, marks, discount, prices, lowest,
-    chosen, margin,
+    chosen, chosen_items, gain_of, margin,
 ):  # fmt: skip
     """Improve each slate by exchanges until a scan of the other rows, by falling gain, can find none.
 
@@ -155,7 +155,6 @@ def best(  # type: ignore[no-untyped-def]
             _entry(parent, lower, upper, count, leaf, net, row, pinned, weakest, entry)
             stop = _stop(entry, net, lowest)
             least = min(least, net[entry[out_leaf]] - out_net)
-        margin[user] = least
         # By rising row, or by falling net gain where places are discounted.
         for i in range(1, k):
             this_row, this_net = row[i], net[i]
@@ -168,25 +167,33 @@ def best(  # type: ignore[no-untyped-def]
                 row[slot], net[slot] = row[slot - 1], net[slot - 1]
                 slot -= 1
             row[slot], net[slot] = this_row, this_net
-        chosen[user] = row
+        if len(discount) > 0:  # the order must not change either
+            for place in range(1, k):
+                least = min(least, net[place - 1] - net[place])
+        margin[user] = least
+        total = 0.0
+        for place in range(k):
+            at = start + row[place]
+            chosen[user, place], chosen_items[user, place] = row[place], items[at]
+            total += gains[at] * (discount[place] if len(discount) > 0 else 1.0)
+        gain_of[user] = total
 
 
 @njit
-def tally(users, offsets, gains, items, discount, prices, chosen, value, counts):  # type: ignore[no-untyped-def]
+def tally(users, chosen_items, gain_of, discount, prices, value, counts):  # type: ignore[no-untyped-def]
     """Net gain of each slate, and how often each item is chosen."""
     for t in range(len(users)):
-        start = offsets[users[t]]
-        total = 0.0
-        for place in range(chosen.shape[1]):
-            at = start + chosen[users[t], place]
-            net = gains[at] - prices[items[at]]
+        user = users[t]
+        cost = 0.0
+        for place in range(chosen_items.shape[1]):
+            item = chosen_items[user, place]
             if len(discount) == 0:
-                total += net
-                counts[0, items[at]] += 1
+                cost += prices[item]
+                counts[0, item] += 1
             else:
-                total += discount[place] * net
-                counts[place, items[at]] += 1
-        value[t] = total
+                cost += discount[place] * prices[item]
+                counts[place, item] += 1
+        value[t] = gain_of[user] - cost
 
 
 @njit

@@ -22,6 +22,8 @@ def best(
     prices: NDArray[np.float64],
     lowest: NDArray[np.float64],
     chosen: NDArray[np.int32],
+    chosen_items: NDArray[np.int32],
+    gain_of: NDArray[np.float64],
     margin: NDArray[np.float64],
 ) -> None:
     """Greedy selection from the rows sorted by net gain; it learns no margin."""
@@ -48,27 +50,31 @@ def best(
     slates = order[starts[:-1, None] + places]  # positions in the block's rows
     if not len(discount):
         slates.sort(axis=1)
-    chosen[users] = rank[slates]
+    chosen[users], chosen_items[users] = rank[slates], items[rows[slates]]
+    total = np.zeros(len(users))
+    for place in range(k):
+        weight = discount[place] if len(discount) else 1.0
+        total += gains[rows[slates[:, place]]].astype(np.float64) * weight
+    gain_of[users] = total
     margin[users] = 0.0
 
 
 def tally(
     users: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    gains: NDArray[np.floating],
-    items: NDArray[np.integer],
+    chosen_items: NDArray[np.int32],
+    gain_of: NDArray[np.float64],
     discount: NDArray[np.float64],
     prices: NDArray[np.float64],
-    chosen: NDArray[np.int32],
     value: NDArray[np.float64],
     counts: NDArray[np.int64],
 ) -> None:
     """Net gain of each slate, and how often each item is chosen."""
-    for place in range(chosen.shape[1]):
-        at = offsets[users] + chosen[users, place]
-        net = gains[at].astype(np.float64) - prices[items[at]]
-        value += net * (discount[place] if len(discount) else 1.0)
-        counts[place if len(discount) else 0] += np.bincount(items[at], minlength=counts.shape[1])
+    cost = np.zeros(len(users))
+    for place in range(chosen_items.shape[1]):
+        at = chosen_items[users, place]
+        cost += prices[at] * (discount[place] if len(discount) else 1.0)
+        counts[place if len(discount) else 0] += np.bincount(at, minlength=counts.shape[1])
+    value[:] = gain_of[users] - cost
 
 
 def exchanges(

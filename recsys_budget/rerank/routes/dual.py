@@ -1,10 +1,10 @@
 """Prices for the rules that couple users: the Lagrangian dual, minimised by Newton steps in a trust region.
 
-With a price for each row, users part: each takes the best slate at gains less prices (the oracle). What all of
-them get, plus the price of each row's bound, bounds the total gain of all slates within the rows from above,
-whatever the prices (Geoffrion 1974, doi:10.1007/BFb0120690). The bound is convex in the prices, and with many
-users nearly smooth: its gradient is bound less load, and its second derivative counts exchanges at the point of
-happening. So a Newton step on a model of the loads goes most of the way, where subgradients would take hundreds.
+With a price for each row, users part: each takes the best slate at gains less prices (the oracle). What all
+of them get, plus the price of each row's bound, bounds the total gain of all slates within the rows from
+above, whatever the prices (Geoffrion 1974, doi:10.1007/BFb0120690). The bound is convex in the prices, and
+with many users nearly smooth: its gradient is bound less load, and its second derivative counts exchanges
+that are about to happen. So a few Newton steps do what takes hundreds of subgradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 _EPS = float(np.finfo(np.float64).eps)
-_STEPS = 40
+_STEPS = 60
+_SWEEPS = 200
 _SAMPLE = 12_000  # most users whose exchanges are counted
 
 
@@ -52,11 +53,14 @@ class Dual:
     def __init__(self, oracle: Oracle, rows: PopulationRows) -> None:
         self.oracle, self.rows = oracle, rows
         self.weights = oracle.discount if len(oracle.discount) else np.ones(1)
+        # What a price of a show may be: past several times the greatest gain it hardly steers any more.
+        most = 10.0 * max(oracle.largest, 1e-300) / rows.scale
         self.limits = (
-            np.where(np.isneginf(rows.lower), 0.0, -np.inf),
-            np.where(np.isposinf(rows.upper), 0.0, np.inf),
+            np.where(np.isneginf(rows.lower), 0.0, -most),
+            np.where(np.isposinf(rows.upper), 0.0, most),
         )
         self.everyone = len(oracle.users)
+        self.shows = self.everyone * (float(oracle.discount.sum()) if len(oracle.discount) else oracle.tree.k)
         self.evaluations = 0.0
 
     def at(self, prices: NDArray[np.float64], users: NDArray[np.int64] | None = None) -> Point:
@@ -68,9 +72,7 @@ class Dual:
         bounds = price_of_bounds(prices, self.rows)
         # Rounding of the item prices and of the sum over rows.
         most = float((abs(self.rows.coefficients).T @ np.abs(prices)).max(initial=0.0))
-        slack = _EPS * len(prices) * (self.everyone * self.weights.sum() * most + float(np.abs(bounds).sum()))
-        if len(self.weights) == 1:
-            slack *= self.oracle.tree.k
+        slack = _EPS * len(prices) * (self.shows * most + float(np.abs(bounds).sum()))
         loads = scale * self.rows.loads(priced.counts, self.weights)
         return Point(prices, scale * priced.value + float(bounds.sum()) + slack, loads)
 
@@ -79,16 +81,25 @@ class Dual:
         return self.rows.coefficients.T @ prices
 
     def totals(self, chosen: NDArray[np.int32]) -> tuple[float, NDArray[np.float64]]:
-        """Total gain of some slates, and their loads."""
-        value, counts = self.oracle.tally(chosen)
-        return float(value.sum()), self.rows.loads(counts, self.weights)
+        """Total gain of everybody's slates and their loads, added up from the slates alone."""
+        oracle, value = self.oracle, 0.0
+        counts = np.zeros((len(self.weights), self.rows.coefficients.shape[1]), np.int64)
+        for first in range(0, self.everyone, 1 << 16):
+            users = oracle.users[first : first + (1 << 16)]
+            at = oracle.offsets[users, None] + chosen[users]
+            value += float((oracle.gains[at].astype(np.float64) * self.weights).sum())
+            items = oracle.items[at] if len(self.weights) > 1 else oracle.items[at].reshape(-1, 1)
+            for place in range(len(self.weights)):
+                counts[place] += np.bincount(items[:, place], minlength=counts.shape[1])
+        return value, self.rows.loads(counts, self.weights)
 
     def curvature(
         self, prices: NDArray[np.float64], within: float, users: NDArray[np.int64] | None
     ) -> sparse.csr_array:
         """How fast loads fall as prices rise, ``(n_rows, n_rows)``, from the exchanges that cost little."""
         users = self.oracle.users if users is None else users
-        users = users[:: max(1, -(-len(users) // _SAMPLE))]
+        enough = max(500, int(_SAMPLE * min(1.0, self.oracle.spacing / within)))
+        users = users[:: max(1, -(-len(users) // enough))]
         found = self.oracle.exchanges(self.item_prices(prices), within, users)
         items, best = self.oracle.items, found.cheapest
         n_items = self.rows.coefficients.shape[1]
@@ -101,7 +112,7 @@ class Dual:
 
 
 def price_of_bounds(prices: NDArray[np.float64], rows: PopulationRows) -> NDArray[np.float64]:
-    """What the bound that a price leans on adds to the dual function, ``(n_rows,)``; a price of 0 leans on none."""
+    """What the bound that a price leans on adds to the dual function, ``(n_rows,)``; at price 0, nothing."""
     return prices * np.where(prices > 0, rows.upper, np.where(prices < 0, rows.lower, 0.0))
 
 
@@ -112,9 +123,12 @@ def minimise(
     *,
     radius: float,
     tolerance: float,
+    near: float = 1e-4,
     deadline: float = np.inf,
 ) -> tuple[Point, float]:
-    """Newton steps in a trust region, from some prices; the oracle then holds the slates of the point found.
+    """Newton steps in a trust region, from some prices.
+
+    Without a sample, the oracle then holds everybody's slates at the point found.
 
     They end when the next promises little and loads are near their bounds, or nearer fails; when the bound is
     below 0, which proves that no slates keep to the rows; and, for a sample, when its loads are as near their
@@ -124,19 +138,19 @@ def minimise(
         dual: The function.
         prices: Where to start.
         users: A sample, or None for all.
-        radius: How far a price may move in the first step.
+        radius: How far the price of a show may move in the first step.
         tolerance: What counts as little, relative to the bound.
+        near: How far loads may be from their bounds at the end, as a share of all shows. It is no promise.
         deadline: Value of ``time.perf_counter`` after which no further step is made.
 
     Returns:
-        The best point, and the size of the last step.
+        The best point, and how far the last step moved the prices of items apart.
     """
     rows = dual.rows
     point = dual.at(np.clip(prices, *dual.limits), users)
-    shows = dual.everyone * float(dual.weights.sum()) * (dual.oracle.tree.k if len(dual.weights) == 1 else 1)
-    near = max(2e-4 * shows, 0.5 * len(prices))
+    few = max(near * dual.shows, len(prices))
     fresh, reach = True, radius
-    for _ in range(_STEPS):
+    for _ in range(_STEPS if len(prices) else 0):
         if point.bound < 0.0 or perf_counter() > deadline:
             break
         if users is not None:  # a load of a sample varies like a count
@@ -154,21 +168,30 @@ def minimise(
             - price_of_bounds(target, rows).sum()
         )
         if promised <= tolerance * abs(point.bound) and (
-            not fresh or promised <= 1e-10 * abs(point.bound) or rows.short(point.loads) <= near
+            not fresh
+            or promised <= 1e-10 * abs(point.bound)
+            or (
+                rows.short(point.loads) <= few
+                and (rows.violations(point.loads) <= 2.0 * rows.scale + 3e-3 * np.abs(point.loads)).all()
+            )
         ):
             break
+        before = dual.oracle.state() if users is None else ()
         trial = dual.at(target, users)
         kept = (point.bound - trial.bound) / promised
-        reach = float(np.abs(step).max())
+        size = float(np.abs(step * rows.scale).max())
         if kept < 0.3:
-            radius = reach / 3.0
-        elif kept > 0.7 and reach >= 0.99 * radius:
+            radius = size / 3.0
+        elif kept > 0.7 and size >= 0.99 * radius:
             radius *= 3.0
+        # What exchanges feel is how far the prices of items move apart.
+        moved = dual.item_prices(step)
+        reach = max(float(moved.max() - moved.min()), 1e-12 * size)
         fresh = kept > 0.05
         if fresh:
             point = trial
-    if not fresh:
-        dual.at(point.prices, users)
+        elif users is None:
+            dual.oracle.restore(before)
     return point, reach
 
 
@@ -194,20 +217,25 @@ def _step(
     step, product = np.zeros_like(diagonal), np.zeros_like(diagonal)
     _descend(
         curvature.indptr, curvature.indices, curvature.data, np.maximum(diagonal, floor), point.loads,
-        point.prices, np.maximum(low, point.prices - radius), np.minimum(high, point.prices + radius),
-        rows.lower, rows.upper, step, product, 200,
+        point.prices, np.maximum(low, point.prices - radius / rows.scale),
+        np.minimum(high, point.prices + radius / rows.scale), rows.lower, rows.upper, 1.0 / rows.scale,
+        step, product, _SWEEPS,
     )  # fmt: skip
     return step, product
 
 
 @njit
 def _descend(  # type: ignore[no-untyped-def]
-    indptr, columns, data, diagonal, loads, prices, low, high, lower, upper, step, product, sweeps
+    indptr, columns, data, diagonal, loads, prices, low, high, lower, upper, unit, step, product, sweeps
 ):
-    """Coordinate descent on a quadratic with a kink at price 0, where the bound changes that a price leans on.
+    """Coordinate descent on a quadratic with a kink at price 0, where a price leans on the other bound.
 
-    The same source runs compiled and not: the inner loops are sums of arrays, which have one rounding.
+    As slates have a fixed size, loads hardly feel prices that rise together, and one price at a time would
+    take for ever to move them; so each sweep ends with a move of all prices that are not 0.
+
+    The same source runs compiled and not: sums run over scalars in order, arrays are added by entry.
     """
+    together, bent = np.zeros_like(step), np.zeros_like(step)
     for _ in range(sweeps):
         moved = 0.0
         for c in range(len(prices)):
@@ -225,5 +253,29 @@ def _descend(  # type: ignore[no-untyped-def]
                 first, last = indptr[c], indptr[c + 1]
                 product[columns[first:last]] += data[first:last] * change
                 moved = max(moved, abs(change))
+        bent[:] = 0.0
+        slope, curve = 0.0, 0.0
+        for c in range(len(prices)):
+            now = prices[c] + step[c]
+            together[c] = 0.0 if now == 0.0 else unit[c]
+            if now != 0.0:
+                slope += unit[c] * (product[c] - loads[c] + (upper[c] if now > 0.0 else lower[c]))
+                first, last = indptr[c], indptr[c + 1]
+                bent[columns[first:last]] += data[first:last] * unit[c]
+        for c in range(len(prices)):
+            curve += together[c] * bent[c]
+        shift = -np.sign(slope) * np.inf if slope != 0.0 else 0.0
+        if curve > 0.0:
+            shift = -slope / curve
+        for c in range(len(prices)):
+            if together[c] != 0.0:  # not past 0, nor out of the box
+                now = prices[c] + step[c]
+                most = (high[c] if now > 0.0 else min(high[c], 0.0)) - now
+                least = (low[c] if now < 0.0 else max(low[c], 0.0)) - now
+                shift = min(max(shift, least / unit[c]), most / unit[c])
+        if shift != 0.0:
+            step += together * shift
+            product += bent * shift
+            moved = max(moved, np.abs(together * shift).max())
         if moved <= 1e-3 * np.abs(step).max():
             break

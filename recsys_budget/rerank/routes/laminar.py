@@ -42,9 +42,9 @@ class LaminarTree:
     upper: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        for name, dtype in [("leaf_of_item", np.int32), ("parent", np.int32), ("lower", np.int64)]:
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype))
-        object.__setattr__(self, "upper", np.ascontiguousarray(self.upper, np.int64))
+        for name in ("leaf_of_item", "parent", "lower", "upper"):
+            dtype = np.int64 if name.endswith("er") else np.int32
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype))
         n = len(self.parent)
         if not len(self.lower) == len(self.upper) == n >= 1:
             raise SpecificationError(

@@ -29,13 +29,15 @@ class Choice:
     Attributes:
         rows: int64, absolute rows that were free.
         users: int64, user of each.
-        taken: bool, whether the slate has it now.
+        before: bool, whether the oracle's slate has it.
+        after: bool, whether the chosen slate has it.
         prices: float64 ``(n_rows,)``, duals of the rows in the linear program: near-best prices.
     """
 
     rows: NDArray[np.int64]
     users: NDArray[np.int64]
-    taken: NDArray[np.bool_]
+    before: NDArray[np.bool_]
+    after: NDArray[np.bool_]
     prices: NDArray[np.float64]
 
 
@@ -46,8 +48,9 @@ def choose(
     free: Exchanges,
     *,
     penalty: NDArray[np.float64] | None,
-    slack: float,
-    seconds: float,
+    gainless: bool = False,
+    slack: float = 0.0,
+    seconds: float = np.inf,
 ) -> Choice | None:
     """The best slates that differ from the oracle's by these exchanges.
 
@@ -56,8 +59,9 @@ def choose(
         rows: The rules.
         loads: What the slates add up to.
         free: The exchanges.
-        penalty: ``(n_rows,)``, cost of each unit outside the bounds of a row, so that there is an answer; None
-            forbids them.
+        penalty: ``(n_rows,)``, cost of each unit outside the bounds of a row, so that there is an answer.
+            None forbids such units.
+        gainless: Count the penalty alone: how little the rows can be missed by.
         slack: Objective that may be given up where the linear program's answer is not whole.
         seconds: Most seconds for the solver.
 
@@ -82,7 +86,7 @@ def choose(
     model = highspy.HighsLp()
     model.num_col_, model.num_row_ = n + 2 * m, matrix.shape[0]
     outside = np.zeros(2 * m) if penalty is None else np.concatenate([penalty, penalty])
-    model.col_cost_ = np.concatenate([-oracle.gains[at].astype(np.float64), outside])
+    model.col_cost_ = np.concatenate([oracle.gains[at].astype(np.float64) * -(not gainless), outside])
     model.col_lower_ = np.zeros(n + 2 * m)
     model.col_upper_ = np.concatenate(
         [np.ones(n), np.full(2 * m, 0.0 if penalty is None else highspy.kHighsInf)]
@@ -111,7 +115,7 @@ def choose(
         solver.changeColsIntegrality(n, np.arange(n, dtype=np.int32), whole)
         solver.run()
         taken = _read(solver, n, quotas, low, high)
-    return None if taken is None else Choice(at, user, taken, prices)
+    return None if taken is None else Choice(at, user, inside, taken, prices)
 
 
 def _read(

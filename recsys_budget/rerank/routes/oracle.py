@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ class Exchanges:
     cost: NDArray[np.float64]
     cheapest: NDArray[np.bool_]
 
+    def those(self, which: NDArray[np.bool_]) -> Exchanges:
+        """Some of them."""
+        return Exchanges(
+            self.user[which], self.leaves[which], self.enters[which], self.cost[which], self.cheapest[which]
+        )
+
 
 class Oracle:
     """Best slates of all users at changing prices.
@@ -89,10 +96,38 @@ class Oracle:
         self.feasible = plain.feasible
         self.users = np.flatnonzero(plain.feasible)
         self.chosen = plain.chosen
+        self._items = np.zeros(plain.chosen.shape, np.int32)
+        self._gain = np.zeros(len(plain.feasible))
         # No exchange of a user's costs less than the margin, and none at other prices as long as these have
         # moved apart by less: such users keep their slates unseen. Below 0: not known.
         self._margin = np.full(len(plain.feasible), -1.0)
         self._prices = np.zeros(len(tree.leaf_of_item))
+
+    @property
+    def gain(self) -> float:
+        """Total gain, without prices, of everybody's slates as they were last set."""
+        return float(self._gain[self.users].sum())
+
+    @cached_property
+    def spacing(self) -> float:
+        """A usual difference between the gains of neighbours in a slate, above 0."""
+        users = self.sample(1_000)
+        slates = self.gains[self.offsets[users, None] + self.chosen[users]].astype(np.float64)
+        spread = float((slates.max(axis=1) - slates.min(axis=1)).mean()) if len(users) else 0.0
+        return (spread or self.largest or 1.0) / self.tree.k
+
+    def state(self) -> tuple[NDArray[Any], ...]:
+        """A copy of the slates and of what is known about them."""
+        return tuple(array.copy() for array in self._slates)
+
+    def restore(self, state: tuple[NDArray[Any], ...]) -> None:
+        """Go back to a copy."""
+        for array, kept in zip(self._slates, state, strict=True):
+            array[:] = kept
+
+    @property
+    def _slates(self) -> tuple[NDArray[Any], ...]:
+        return self.chosen, self._items, self._gain, self._margin, self._prices
 
     def sample(self, size: int) -> NDArray[np.int64]:
         """At most so many users, evenly spaced."""
@@ -105,45 +140,30 @@ class Oracle:
         apart = float(moved.max(initial=-np.inf) - moved.min(initial=np.inf)) if len(moved) else 0.0
         # The largest numbers that were rounded on the way.
         self._margin -= apart + 8.0 * _EPS * (np.abs(prices).max(initial=0.0) + self.largest)
-        self._prices = prices.copy()
+        self._prices[:] = prices
         facts = self._facts(prices)
         kernels = _exchange if COMPILED else _exchange_numpy
-        open_users = users[self._margin[users] <= 0.0]
-
-        def search(first: int, last: int) -> None:
-            kernels.best(open_users[first:last], *facts, self.chosen, self._margin)
-
-        by_blocks(search, len(open_users), block=BLOCK, threads=self.threads)
-        value, counts = self.tally(self.chosen, prices, users)
-        total = float(value.sum())
-        # Rounding: k additions a user, pairwise sums over users, each at most the magnitude of the terms.
-        magnitude = abs(total) + 2.0 * float((counts.sum(axis=0) * np.abs(prices)).sum())
-        return Priced(total + (self.tree.k + 128) * _EPS * magnitude, counts)
-
-    def tally(
-        self,
-        chosen: NDArray[np.int32],
-        prices: NDArray[np.float64] | None = None,
-        users: NDArray[np.int64] | None = None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Net gain of the slates of each of these users (at no prices: gain), and counts of items."""
-        prices = np.zeros(len(self.tree.leaf_of_item)) if prices is None else prices
-        users = self.users if users is None else users
-        kernel = _exchange.tally if COMPILED else _exchange_numpy.tally
+        stale = users[self._margin[users] <= 0.0]
         value = np.zeros(len(users))
         counts = np.zeros((max(1, len(self.discount)), len(prices)), np.int64)
         lock = threading.Lock()
 
-        def work(first: int, last: int) -> None:
+        def search(first: int, last: int) -> None:
+            kernels.best(stale[first:last], *facts, self.chosen, self._items, self._gain, self._margin)
+
+        def tally(first: int, last: int) -> None:
             part = np.zeros_like(counts)
-            some = users[first:last]
-            of_slates = (self.offsets, self.gains, self.items, self.discount, prices, chosen)
-            kernel(some, *of_slates, value[first:last], part)
+            of_slates = (self._items, self._gain, self.discount, prices, value[first:last], part)
+            kernels.tally(users[first:last], *of_slates)
             with lock:
                 counts[:] += part  # whole numbers: in any order
 
-        by_blocks(work, len(users), block=8 * BLOCK, threads=self.threads)
-        return value, counts
+        by_blocks(search, len(stale), block=BLOCK, threads=self.threads)
+        by_blocks(tally, len(users), block=8 * BLOCK, threads=self.threads)
+        total = float(value.sum())
+        # Rounding: k additions a user, pairwise sums over users, each at most the magnitude of the terms.
+        magnitude = abs(total) + 2.0 * float((counts.sum(axis=0) * np.abs(prices)).sum())
+        return Priced(total + (self.tree.k + 128) * _EPS * magnitude, counts)
 
     def exchanges(
         self, prices: NDArray[np.float64], within: float, users: NDArray[np.int64] | None = None

@@ -35,8 +35,8 @@ class PopulationRows:
         coefficients = sparse.csc_array(self.coefficients, dtype=np.float64)
         coefficients.sum_duplicates()
         object.__setattr__(self, "coefficients", coefficients)
-        object.__setattr__(self, "lower", np.ascontiguousarray(self.lower, np.float64))
-        object.__setattr__(self, "upper", np.ascontiguousarray(self.upper, np.float64))
+        object.__setattr__(self, "lower", np.array(self.lower, np.float64))
+        object.__setattr__(self, "upper", np.array(self.upper, np.float64))
         n = coefficients.shape[0]
         if self.lower.shape != (n,) or self.upper.shape != (n,):
             raise SpecificationError(
