@@ -233,7 +233,7 @@ def test_oracle_twins_agree_and_no_margin_is_too_wide(seed, discounted):
         assert np.array_equal(walker.chosen, fresh.chosen)  # slates kept unseen are still the best
         assert found.value == expected.value
         assert np.array_equal(found.counts, expected.counts)
-        free = walker.exchanges(prices, 0.4)
+        free = walker.exchanges(0.4)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(oracle, "COMPILED", False)
             twin = Oracle(offsets, gains, items, tree, fixed=fixed, discount=discount)
@@ -241,7 +241,7 @@ def test_oracle_twins_agree_and_no_margin_is_too_wide(seed, discounted):
             assert np.array_equal(walker.chosen, twin.chosen)
             assert found.value == by_numpy.value
             assert np.array_equal(found.counts, by_numpy.counts)
-            free_twin = twin.exchanges(prices, 0.4)
+            free_twin = twin.exchanges(0.4)
         for field in ("user", "leaves", "enters", "cost", "cheapest"):
             assert np.array_equal(getattr(free, field), getattr(free_twin, field))
         assert (free.cost >= 0).all()
@@ -254,7 +254,7 @@ def test_exchanges_are_exactly_those_of_the_slates():
         prices = np.random.default_rng(seed).normal(size=len(tree.leaf_of_item))
         asked = Oracle(offsets, gains, items, tree, fixed=fixed)
         asked.best(prices)
-        found = asked.exchanges(prices, 1.0)
+        found = asked.exchanges(1.0)
         pairs = set(zip(found.leaves.tolist(), found.enters.tolist(), strict=True))
         net = gains - prices[items]
         expected = set()
@@ -425,3 +425,12 @@ def test_bad_rows_are_refused(lower, upper, message):
 def test_coefficients_that_are_no_numbers_are_refused():
     with pytest.raises(SpecificationError, match="not finite"):
         PopulationRows(sparse.csc_array(np.array([[np.nan, 1.0]])), np.zeros(1), np.ones(1))
+
+
+@pytest.mark.parametrize("bad", [-0.5, np.nan, np.inf])
+def test_gains_that_break_the_proof_are_refused(bad):
+    tree = LaminarTree.partition(np.zeros(2, int), [0], [1], 1)
+    rows = PopulationRows.groups(np.array([0, 1]), [0, 0], [1, 1])
+    gains = np.array([1.0, bad]) if bad != np.inf else np.array([bad, 1.0])
+    with pytest.raises(SpecificationError, match="finite, at least 0"):
+        solve_coupled(np.array([0, 2]), gains, np.arange(2), tree, rows)

@@ -107,8 +107,19 @@ def solve_coupled(
                 "a warm start needs the same candidates and quotas as the answer it starts from, in the same "
                 "arrays; solve without it"
             )
+    return solve_from(oracle, rows, None if warm is None else warm.prices, gap, deadline)
+
+
+def solve_from(
+    oracle: Oracle,
+    rows: PopulationRows,
+    prices: NDArray[np.float64] | None,
+    gap: float,
+    deadline: float,
+) -> CoupledSlates:
+    """Slates of an oracle's users, from prices believed to be good, or from none."""
     dual = Dual(oracle, rows)
-    point, reach = _price(dual, None if warm is None else warm.prices, gap, deadline)
+    point, reach = _price(dual, prices, gap, deadline)
     if point.bound < 0.0:
         chosen = oracle.chosen.copy()
         ray: NDArray[np.float64] | None = _ray(dual, point)
@@ -157,8 +168,8 @@ def _keep_to_rows(
     """
     oracle, rows = dual.oracle, dual.rows
     best, objective, short = oracle.chosen.copy(), oracle.gain, rows.short(point.loads)
-    hard, wider = False, 1.0
-    needed = np.zeros(len(rows.lower))
+    hard, wider = False, 4.0
+    needed = _needed(rows, point.loads)
     wanted = 64 + 8 * len(rows.lower) + 16 * int(short)
     for attempt in range(_ROUNDS):
         if short == 0.0 and point.bound - objective <= gap * abs(point.bound):
@@ -193,8 +204,7 @@ def _keep_to_rows(
         new_short = rows.short(new_loads)
         if (new_short, -new_objective) < (short, -objective):
             best, short, objective = _exchanged(oracle, choice), new_short, new_objective
-        outside = rows.lower - new_loads, new_loads - rows.upper
-        needed = np.where(outside[0] > 0.0, 1.0, np.where(outside[1] > 0.0, -1.0, needed))
+        needed = np.where(needed == 0.0, _needed(rows, new_loads), needed)
         if new_short == 0.0 and point.bound - objective > gap * abs(point.bound):
             trial = dual.at(np.clip(choice.prices, *dual.limits))
             if trial.bound < point.bound:
@@ -210,6 +220,11 @@ def _keep_to_rows(
                 break
             hard = True  # a very small excess may have cost less than mending it
     return best, point, None
+
+
+def _needed(rows: PopulationRows, loads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 for a row that more is needed of, -1 for one that less is, else 0."""
+    return np.where(loads < rows.lower, 1.0, np.where(loads > rows.upper, -1.0, 0.0))
 
 
 def _cheapest(
@@ -231,15 +246,15 @@ def _cheapest(
     some = oracle.sample(_SAMPLE)
     enough = max(1, wanted * len(some) // max(1, dual.everyone))
     within = min(max(reach, 1e-12 * most), most)
-    while len((probe := oracle.exchanges(of_items, within, some)).cost) < enough and within < most:
+    while len((probe := oracle.exchanges(within, some)).cost) < enough and within < most:
         within = min(4.0 * within, most)
     stride = 1
     if len(probe.cost) > enough:
         within = float(np.partition(probe.cost, enough)[enough])
         stride = max(1, int((probe.cost <= within).sum()) // (4 * enough))
     if not needed.any() or within == most:
-        return oracle.exchanges(of_items, within, oracle.users[::stride]), within == most and stride == 1
-    free = oracle.exchanges(of_items, min(wider * within, most), oracle.users[::stride])
+        return oracle.exchanges(within, oracle.users[::stride]), within == most and stride == 1
+    free = oracle.exchanges(min(wider * within, most), oracle.users[::stride])
     helps = dual.item_prices(needed)
     more = helps[oracle.items[free.enters]] > helps[oracle.items[free.leaves]]
     return free.those((free.cost <= within) | more), False

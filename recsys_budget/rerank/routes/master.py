@@ -19,6 +19,7 @@ from scipy import sparse
 from recsys_budget.rerank.routes.oracle import Exchanges, Oracle
 from recsys_budget.rerank.routes.rows import ROUNDING, PopulationRows
 
+_NODES = 20_000  # most branches where the linear program's answer is not whole
 _WHOLE = 1e-6  # how near to 0 or 1 a solver's number must be to be read as one
 
 
@@ -98,6 +99,7 @@ def choose(
     model.a_matrix_.value_ = matrix.data
     solver = highspy.Highs()
     options: dict[str, Any] = {"output_flag": False, "threads": 1, "mip_rel_gap": 0.0, "mip_abs_gap": slack}
+    options["mip_max_nodes"] = _NODES
     for kind in ("primal", "mip"):
         options[f"{kind}_feasibility_tolerance"] = ROUNDING
     if np.isfinite(seconds):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import _exchange, _exchange_numpy
 from recsys_budget.rerank.routes._compiled import COMPILED, by_blocks
 from recsys_budget.rerank.routes.laminar import BLOCK, LaminarTree, solve_laminar
@@ -74,6 +75,9 @@ class Oracle:
         fixed: Rows that must or must not be chosen.
         discount: Weights of the places, or None. With weights, a slate's items are ordered by net gain.
         threads: Most threads at once.
+
+    Raises:
+        SpecificationError: A user's first or last gain is below 0 or not finite.
     """
 
     def __init__(
@@ -91,7 +95,14 @@ class Oracle:
         self.gains, self.items, self.tree, self.threads = gains, items, tree, threads
         self.marks = np.zeros(0, np.int8) if fixed is None else np.ascontiguousarray(fixed, np.int8)
         self.discount = np.zeros(0) if discount is None else np.ascontiguousarray(discount, np.float64)
-        self.largest = float(gains.max(initial=0.0))
+        some = np.flatnonzero(np.diff(self.offsets))
+        ends = gains[self.offsets[some]], gains[self.offsets[some + 1] - 1]  # greatest and least of each user
+        self.largest = float(ends[0].max(initial=0.0))
+        if not (np.isfinite(self.largest) and float(ends[1].min(initial=0.0)) >= 0.0):
+            raise SpecificationError(
+                "gains must be finite, at least 0 and falling within each user: a bound below 0 proves that "
+                "rows contradict each other; add a constant to all gains, which changes no choice"
+            )
         plain = solve_laminar(offsets, gains, items, tree, fixed=fixed, threads=threads)
         self.feasible = plain.feasible
         self.users = np.flatnonzero(plain.feasible)
@@ -165,14 +176,15 @@ class Oracle:
         magnitude = abs(total) + 2.0 * float((counts.sum(axis=0) * np.abs(prices)).sum())
         return Priced(total + (self.tree.k + 128) * _EPS * magnitude, counts)
 
-    def exchanges(
-        self, prices: NDArray[np.float64], within: float, users: NDArray[np.int64] | None = None
-    ) -> Exchanges:
-        """All exchanges that cost at most ``within``, from ``chosen``, the best slates at these prices."""
+    def exchanges(self, within: float, users: NDArray[np.int64] | None = None) -> Exchanges:
+        """All exchanges that cost at most ``within``, from the best slates at the last prices.
+
+        The users must be among those that were last asked for.
+        """
         users = self.users if users is None else users
         users = users[self._margin[users] <= within]
         parts: dict[int, tuple[NDArray[Any], ...]] = {}
-        facts = self._facts(prices)
+        facts = self._facts(self._prices)
         kernels = _exchange if COMPILED else _exchange_numpy
 
         def work(first: int, last: int) -> None:
