@@ -408,7 +408,7 @@ def test_out_of_time_without_a_slate_says_whose(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     rules = [*RULES, ExposureMinimum("A", 1.2)]
     with pytest.raises(
-        SolverTimeoutError, match="1 s were not enough.* 4 of 4 users, the first 'u0'"
+        SolverTimeoutError, match=r"1 s were not enough.* 4 of 4 users, the first 'u0'"
     ) as caught:
         Reranker(Engagement(), rules).rerank(frame, catalogue, time_limit=1.0)
     assert (caught.value.time_limit, caught.value.n_users, caught.value.users[0]) == (1.0, 4, "u0")
@@ -428,7 +428,7 @@ def test_a_rule_about_everybody_is_labelled_and_refused_under_a_ledger() -> None
     shared = Reranker(constraints=[*RULES, ProviderMaximum(share=0.5)])
     assert shared.rerank(frame, catalogue).certificate.privacy == "population_not_private"
     assert "population_not_private" in repr(shared.rerank(frame, catalogue))
-    with pytest.raises(SpecificationError, match="'exposure of each provider at most 50%'.*ledger governs"):
+    with pytest.raises(SpecificationError, match=r"'exposure of each provider at most 50%'.*ledger governs"):
         shared.rerank("not even a frame", catalogue, ledger=object())
     own = Reranker(constraints=RULES).rerank(frame, catalogue, ledger=object())
     assert own.certificate.privacy == "per_user"

@@ -46,8 +46,9 @@ class Change:
     """How one rule differs between two policies.
 
     Attributes:
-        verdict: ``"tightened"`` when each slate that satisfies the new rule satisfies the old one as well, and
-            ``"loosened"`` the other way round; ``"changed"`` when neither is certain or only the words differ.
+        verdict: ``"tightened"`` when each slate that satisfies the new rule satisfies the old one as well,
+            and ``"loosened"`` the other way round; ``"changed"`` when neither is certain or only the words
+            differ.
         before: The rule in the older policy; None when added.
         after: The rule in the newer policy; None when removed.
     """
@@ -384,7 +385,8 @@ class _Reader:
             loader.dispose()
 
     def _error(self, where: yaml.Node | yaml.Event, message: str) -> DataError:
-        return self._at(where.start_mark.line, message)
+        mark = where.start_mark
+        return self._at(None if mark is None else mark.line, message)
 
     def _at(self, line: int | None, message: str) -> DataError:
         if line is None:

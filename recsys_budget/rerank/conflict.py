@@ -15,8 +15,8 @@ def minimal_conflict(
     """A set of constraints that no selection satisfies, of which every proper subset can be satisfied.
 
     A deletion filter: drop each constraint in turn, for good where the rest stays infeasible. The slate size
-    is tried last, so that too few candidates are reported as that alone; beside a constraint that is not linear it
-    is kept, since such a one may mean something for slates of k items only.
+    is tried last, so that too few candidates are reported as that alone; beside a constraint that is not
+    linear it is kept, since such a one may mean something for slates of k items only.
 
     Args:
         constraints: Hard constraints that were found infeasible together.

@@ -81,7 +81,8 @@ class CandidateTable(Population):
         """One row a user and chosen item: user, item, rank (from 1, int64), relevance.
 
         Args:
-            chosen: As in :class:`~recsys_budget.constraints.Population`, each slate's empty places at its end.
+            chosen: As in :class:`~recsys_budget.constraints.Population`, each slate's empty places at its
+                end.
         """
         filled = chosen >= 0
         rows = self.rows(chosen)[filled]

@@ -1,4 +1,4 @@
-"""The route for any structure: integer programs, or a relaxation by a named solver that is checked and repaired."""
+"""The route for any structure: integer programs, or a named solver's relaxation, checked and repaired."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def solve_general(question: Question) -> Outcome:
         iterations, stopped = iterations + found.solves, stopped or found.stopped
         bounds[at] = found.bound
         infeasible[rows] = found.infeasible
-        slates = None if found.z is None else model.slates(found.z)
+        slates: NDArray[np.integer] | None = None if found.z is None else model.slates(found.z)
         if slates is None and not found.infeasible and not coupled and model.places == 1:
             # No time, or an answer that breaks a rule: what swaps find is checked like any other slate.
             best = np.argsort(-model.linear, kind="stable")[: model.k]
-            slates = swap_repair(model, best)[None, :]
-            if len(best) < model.k or not model.holds(model.vector(slates)):
-                slates = None
+            repaired = swap_repair(model, best)[None, :]
+            if len(best) == model.k and model.holds(model.vector(repaired)):
+                slates = repaired
         if slates is not None:
             if slates.shape[1] > population.k:
                 raise NumericalError(
-                    f"{name} offered slates of up to {slates.shape[1]} items where {population.k} are asked for; "
-                    "try another solver"
+                    f"{name} offered slates of up to {slates.shape[1]} items where {population.k} are asked "
+                    "for; try another solver"
                 )
             chosen[rows] = _settle(model, slates, part, question)
         if found.prices is not None:

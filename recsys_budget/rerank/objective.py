@@ -35,9 +35,9 @@ _BLOCK = 4096
 class Objective(ABC):
     """A concave function of a user's slate, to maximise; the mean over users is what a re-ranker maximises.
 
-    ``form`` is what solvers and cvxpy see. ``value_all`` counts the value of emitted slates, without the form.
-    The objectives here lie in [0, 1] for every user, so that a weight between two means the same for all.
-    They add up and take weights: ``0.7 * Engagement() + 0.3 * Diversity()``.
+    ``form`` is what solvers and cvxpy see. ``value_all`` counts the value of emitted slates, without the
+    form. The objectives here lie in [0, 1] for every user, so that a weight between two means the same for
+    all. They add up and take weights: ``0.7 * Engagement() + 0.3 * Diversity()``.
     """
 
     @property
@@ -117,12 +117,12 @@ class WeightedSum(Objective):
 class Engagement(Objective):
     """Relevance of a slate, as a share of the best that the user's candidates allow, in [0, 1].
 
-    For relevance that is nowhere negative this is the slate's (discounted) total over that of the user's top k
-    candidates; see :func:`~recsys_budget.constraints.engagement.gains` for the rest.
+    For relevance that is nowhere negative this is the slate's (discounted) total over that of the user's top
+    k candidates; see :func:`~recsys_budget.constraints.engagement.gains` for the rest.
 
     Attributes:
-        discount: What each place is worth: ``"none"`` (1 at every place), ``"log"`` (as in DCG), or a tuple of
-            numbers that never rise.
+        discount: What each place is worth: ``"none"`` (1 at every place), ``"log"`` (as in DCG), or a tuple
+            of numbers that never rise.
     """
 
     discount: Discount = "none"
@@ -148,7 +148,7 @@ class Engagement(Objective):
 
 @dataclass(frozen=True)
 class Diversity(Objective):
-    """Intra-list diversity: the mean of ``1 - cosine`` of category vectors over the pairs of a slate, in [0, 1].
+    """Intra-list diversity: the mean of ``1 - cosine`` of categories over pairs of a slate, in [0, 1].
 
     An item without categories has cosine 0 with every other. 0 for slates of one item.
 

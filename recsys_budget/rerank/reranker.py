@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recsys_budget.constraints import TOLERANCE, Constraint, Policy, Population, SlateSize
 from recsys_budget.constraints.engagement import engagement
 from recsys_budget.constraints.policy import require_unique_names
+from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import problem
@@ -59,11 +60,13 @@ class Reranker:
         objective: What to maximise: the mean over users.
         constraints: Rules for slates, or a :class:`~recsys_budget.constraints.Policy`; exactly one is a hard
             ``SlateSize``, and names are unique. Hard ones hold in every slate; see ``Soft`` for others.
-        solver: Solver by its name in cvxpy: ``"HIGHS"``, ``"SCIPY"``, ``"CLARABEL"``, ``"OSQP"``, ``"SCS"`` or
-            whichever else is installed. None takes the fastest route that the structure of the problem allows,
-            with HiGHS where a solver is needed. A solver of continuous problems solves the relaxation; what it
-            says is checked, rounded, and repaired by integer programs in HiGHS where need be.
-        gap: Relative gap to the bound at which the search stops; 1e-6 of objective is close enough in any case.
+        solver: Solver by its name in cvxpy: ``"HIGHS"``, ``"SCIPY"``, ``"CLARABEL"``, ``"OSQP"``, ``"SCS"``
+            or whichever else is installed. None takes the fastest route that the structure of the problem
+            allows, with HiGHS where a solver is needed. A solver of continuous problems solves the
+            relaxation; what it says is checked, rounded, and repaired by integer programs in HiGHS where need
+            be.
+        gap: Relative gap to the bound at which the search stops; 1e-6 of objective is close enough in any
+            case.
         max_solves: Most programs for one problem. Where that stops the search, the certificate states the
             gap reached.
         route: Route to take, for comparisons; None takes the first that knows the problem's structure.
@@ -151,8 +154,8 @@ class Reranker:
             catalogue: The catalogue that the items are from.
             history: What users had used, for rules and objectives that compare slates with it. Users may be
                 missing from it.
-            time_limit: Wall-clock seconds after which no further search is begun, and the best slates known are
-                handed out with their gap; None for no limit.
+            time_limit: Wall-clock seconds after which no further search is begun, and the best slates known
+                are handed out with their gap; None for no limit.
             ledger: The privacy ledger that governs the data behind the candidates, if one does. Slates whose
                 making reads everybody's candidates are then refused.
             progress: Show a progress bar.
@@ -162,9 +165,10 @@ class Reranker:
 
         Guarantees:
             Every hard constraint holds in every slate to 1e-6, counted from the slate and not taken from the
-            solver. Without constraints about all slates, every user's slate is what a call with that user alone
-            gives, whatever the order of rows. Of candidates alike in all that the problem reads, those first in
-            the catalogue are chosen. Answers repeat bit for bit, unless a time limit ends the search.
+            solver. Without constraints about all slates, every user's slate is what a call with that user
+            alone gives, whatever the order of rows. Of candidates alike in all that the problem reads, those
+            first in the catalogue are chosen. Answers repeat bit for bit, unless a time limit ends the
+            search.
 
         Raises:
             DataError: The candidates cannot be read; see the message for the row and column.
@@ -172,7 +176,8 @@ class Reranker:
                 meets a ledger; or the solver or route does not take the problem.
             InfeasibleError: No slate of some user satisfies the constraints: ``.conflict`` names some that
                 conflict, of which none can be spared.
-            SolverTimeoutError: The time was over before every user had a slate that satisfies the constraints.
+            SolverTimeoutError: The time was over before every user had a slate that satisfies the
+                constraints.
             NumericalError: A solver's answer failed the check, so nothing is handed out.
         """
         started = time.perf_counter()
@@ -231,11 +236,11 @@ class Reranker:
     ) -> problem.Problem:
         """The plain cvxpy problem of one user, or of everybody: what ``rerank`` solves, by definition.
 
-        Its one variable ``x`` is boolean. It is a selection, with an entry for each candidate, user by user, by
-        falling relevance and then in the order of the catalogue; or, where a constraint or the objective reads
-        positions, an assignment with a column for each place. Its value at slates is the sum of their
-        ``objective`` in the certificate, less the penalties of soft constraints about all slates. With a concave
-        objective it is a mixed-integer nonlinear program, which not every solver takes.
+        Its one variable ``x`` is boolean. It is a selection, with an entry for each candidate, user by user,
+        by falling relevance and then in the order of the catalogue; or, where a constraint or the objective
+        reads positions, an assignment with a column for each place. Its value at slates is the sum of their
+        ``objective`` in the certificate, less the penalties of soft constraints about all slates. With a
+        concave objective it is a mixed-integer nonlinear program, which not every solver takes.
 
         Args:
             candidates: As for :meth:`rerank`.
@@ -245,8 +250,8 @@ class Reranker:
 
         Raises:
             DataError: As for :meth:`rerank`.
-            SpecificationError: A constraint names what the catalogue lacks or is not convex, or the user has no
-                candidates.
+            SpecificationError: A constraint names what the catalogue lacks or is not convex, or the user has
+                no candidates.
         """
         self._check(catalogue)
         table: Population = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
@@ -266,9 +271,9 @@ class Reranker:
         if ledger is not None and self.privacy == "population_not_private":
             named = ", ".join(repr(rule.name) for rule in self._rules if rule.scope == "population")
             raise SpecificationError(
-                f"{named}: constraints about all slates make each user's slate depend on the candidates of all the "
-                "others, and a ledger governs that data. Drop them, or leave the ledger out and call the result "
-                "not private"
+                f"{named}: constraints about all slates make each user's slate depend on the candidates of "
+                "all the others, and a ledger governs that data. Drop them, or leave the ledger out and call "
+                "the result not private"
             )
 
     def _require_slates(self, outcome: Outcome, table: Population, time_limit: float | None) -> None:
@@ -295,12 +300,13 @@ class Reranker:
             first = ", ".join(repr(table.users[u]) for u in without[:3])
             if not outcome.stopped or time_limit is None:
                 raise NumericalError(
-                    f"{outcome.solver} found no slate for {len(without)} users, the first {first}, and no proof that "
-                    "there is none; raise max_solves or name another solver"
+                    f"{outcome.solver} found no slate for {len(without)} users, the first {first}, and no "
+                    "proof that there is none; raise max_solves or name another solver"
                 )
             raise SolverTimeoutError(
                 f"{time_limit:g} s were not enough to find a slate that satisfies the constraints for "
-                f"{len(without)} of {len(table)} users, the first {first}; allow more time, or pass fewer users",
+                f"{len(without)} of {len(table)} users, the first {first}; allow more time, or pass "
+                "fewer users",
                 time_limit=time_limit,
                 users=[str(table.users[u]) for u in without[:10]],
                 n_users=len(without),
@@ -309,10 +315,10 @@ class Reranker:
     def _verify(
         self, chosen: NDArray[np.integer], table: Population, solver: str
     ) -> tuple[dict[str, float], NDArray[np.float64], float]:
-        """Largest violation of each constraint by name, no hard one above tolerance; and penalties of soft ones.
+        """Violations by name, no hard one above tolerance, and the penalties of soft ones.
 
         Returns:
-            The violations; each user's penalties, shape ``(n_users,)``; and those about all slates.
+            The largest violation of each constraint; each user's penalties, shape ``(n_users,)``; and those about all slates.
         """
         violations, penalties, shared = {}, np.zeros(len(table)), 0.0
         for rule in self._rules:
@@ -357,7 +363,8 @@ class Reranker:
             most = max(total, outcome.total)
             if not total <= outcome.total + TOLERANCE * len(table):
                 self._refuse_bound("", total, outcome.total, outcome.solver)
-        discount = next((p.discount for _, p in self.objective.parts if isinstance(p, Engagement)), "none")
+        discounts = [part.discount for _, part in self.objective.parts if isinstance(part, Engagement)]
+        discount: Discount = discounts[0] if discounts else "none"
         per_user = pd.DataFrame(
             {
                 "user": table.users,
@@ -373,8 +380,8 @@ class Reranker:
 
     def _refuse_bound(self, whose: str, objective: float, bound: float, solver: str) -> None:
         raise NumericalError(
-            f"{whose}the objective {objective:.9f} of what was chosen is above {solver}'s bound {bound:.9f}, so that "
-            "bound proves nothing; try another solver"
+            f"{whose}the objective {objective:.9f} of what was chosen is above {solver}'s bound {bound:.9f}, "
+            "so that bound proves nothing; try another solver"
         )
 
     def _in_engagement(self, outcome: Outcome) -> dict[str, float | None]:
