@@ -2,6 +2,7 @@
 
 from recsys_budget.rerank.certificate import Certificate
 from recsys_budget.rerank.frames import top_k
+from recsys_budget.rerank.mixture import Mixtures, ParityReranker
 from recsys_budget.rerank.objective import (
     Coverage,
     Diversity,
@@ -21,9 +22,11 @@ __all__ = [
     "Engagement",
     "EngagementDiversity",
     "HistoryMatch",
+    "Mixtures",
     "Novelty",
     "Objective",
     "ObjectiveFloor",
+    "ParityReranker",
     "Reranker",
     "Slates",
     "top_k",

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
+from recsys_budget.constraints import TOLERANCE
 
 # What slates cost in privacy; see Certificate.privacy.
 PrivacyMode = Literal["per_user", "population_private", "population_not_private"]
@@ -108,3 +112,9 @@ class Certificate:
             f"{self.route} with {self.solver}, {self.seconds:.2f} s{late}, "
             f"privacy {self.privacy})"
         )
+
+
+def relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(bound - objective) / |bound|``, 0.0 where the two differ by the solver's precision or less."""
+    apart = bound - objective
+    return np.where(apart <= TOLERANCE, 0.0, apart / np.maximum(np.abs(bound), TOLERANCE))

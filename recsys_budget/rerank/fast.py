@@ -52,7 +52,7 @@ def solve_quotas(question: Question) -> Outcome | None:
         len(population),
         dict(zip((rule.name for rule in rules), prices.tolist(), strict=True)),
         "greedy",
-        _library(),
+        library(),
     )
 
 
@@ -83,7 +83,7 @@ def solve_sums(question: Question) -> Outcome | None:
         found = solve_coupled(*asked, rows, gap=gap, time_limit=seconds)
     owners = np.hstack([sums.owners, np.tile(np.array(coverage, np.intp), (2, 1))])
     if not found.feasible.all():
-        return Outcome(nothing, ~found.feasible, None, 0.0, 0, {}, "prices", _library())
+        return Outcome(nothing, ~found.feasible, None, 0.0, 0, {}, "prices", library())
     if found.ray is not None and not small:
         side = np.where(found.ray > 0.0, 1, 0)
         named = np.flatnonzero(found.ray)
@@ -102,7 +102,7 @@ def solve_sums(question: Question) -> Outcome | None:
         int(np.ceil(found.evaluations)),
         {rule.name: float(price) for rule, price in zip(rules, prices, strict=True)},
         "prices",
-        _library(),
+        library(),
         question.late,
     )
 
@@ -121,7 +121,7 @@ def solve_linear(question: Question) -> Outcome | None:
     users = len(population)
     if len(sums.crossed):
         nothing = np.full((users, population.k), -1, np.int32)
-        return Outcome(nothing, np.ones(users, bool), None, 0.0, 0, {}, "search", _library())
+        return Outcome(nothing, np.ones(users, bool), None, 0.0, 0, {}, "search", library())
     found = solve_direct(
         population.offsets,
         gains.gains,
@@ -175,7 +175,7 @@ def _contradiction(rules: tuple[Constraint, ...], owners: set[int], nothing: NDA
     """No slates, because of these rules."""
     names = tuple(rules[owner].name for owner in sorted(owners) if owner >= 0)
     everybody = np.ones(len(nothing), bool)
-    return Outcome(nothing, everybody, None, 0.0, 0, {}, "prices", _library(), conflict=names)
+    return Outcome(nothing, everybody, None, 0.0, 0, {}, "prices", library(), conflict=names)
 
 
 def solve_diversity(question: Question) -> Outcome | None:
@@ -213,7 +213,7 @@ def solve_diversity(question: Question) -> Outcome | None:
         int(found.visited.sum()),
         _prices_of_sample(question),
         "branch and bound",
-        _library(),
+        library(),
         question.late,
     )
 
@@ -231,5 +231,6 @@ def _prices_of_sample(question: Question) -> dict[str, float]:
     return dict(zip((r.name for r in question.constraints), (prices / len(users)).tolist(), strict=True))
 
 
-def _library() -> str:
+def library() -> str:
+    """What runs the kernels, and its version."""
     return f"numba {version('numba')}" if COMPILED else f"numpy {version('numpy')}"

@@ -19,7 +19,7 @@ from cvxpy.reductions.solvers.defines import MI_SOLVERS
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import Candidates, Constraint, LinearConstraint, Population
+from recsys_budget.constraints import Candidates, Constraint, ExposureParity, LinearConstraint, Population
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.constraints.form import log, positive
 from recsys_budget.errors import NumericalError, SpecificationError
@@ -107,6 +107,22 @@ def build(
         for u in range(len(users)):
             every.append(cp.sum(part(True, u), axis=0) <= 1)
     return Plain(Problem(cp.Maximize(value), every), variable, tuple(rules))
+
+
+def in_expectation(
+    objective: Objective, constraints: Sequence[Constraint], parity: ExposureParity, alone: Population
+) -> Problem:
+    """The linear program over chances that each candidate of one user is at each place, shape ``(n, k)``."""
+    user = alone.of(0)
+    chances = cp.Variable((len(user), user.k), name="x", nonneg=True)
+    selection = chances @ np.ones(user.k)
+    form = objective.form(user)
+    rules = [chances @ np.ones(user.k) <= 1, cp.sum(chances, axis=0) <= 1]
+    rules += [
+        rule.lhs(chances if rule.positional else selection, user) <= rule.rhs(user) for rule in constraints
+    ]
+    rules.append(parity.lhs(chances, user) <= parity.rhs(user))
+    return Problem(cp.Maximize(form(chances if form.positional else selection)), rules)
 
 
 def express(

@@ -19,7 +19,7 @@ from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import problem
-from recsys_budget.rerank.certificate import Certificate, PrivacyMode
+from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
 from recsys_budget.rerank.conflict import infeasible, minimal_conflict
 from recsys_budget.rerank.dispatch import ROUTES, answer
 from recsys_budget.rerank.frames import CandidateTable
@@ -208,7 +208,7 @@ class Reranker:
         certificate = Certificate(
             objective=objective,
             bound=bound,
-            gap=float(_relative_gap(np.array(objective), np.array(bound))),
+            gap=float(relative_gap(np.array(objective), np.array(bound))),
             violations=violations,
             soft=tuple(rule.name for rule in self._rules if not rule.hard),
             shadow_prices=self._in_engagement(outcome),
@@ -318,7 +318,8 @@ class Reranker:
         """Violations by name, no hard one above tolerance, and the penalties of soft ones.
 
         Returns:
-            The largest violation of each constraint; each user's penalties, shape ``(n_users,)``; and those about all slates.
+            The largest violation of each constraint; each user's penalties, shape ``(n_users,)``; and those
+            for rules about all slates.
         """
         violations, penalties, shared = {}, np.zeros(len(table)), 0.0
         for rule in self._rules:
@@ -370,7 +371,7 @@ class Reranker:
                 "user": table.users,
                 "objective": objective,
                 "bound": bound,
-                "gap": _relative_gap(objective, bound),
+                "gap": relative_gap(objective, bound),
                 "engagement": engagement(chosen, table, discount),
                 "diversity": Diversity().value_all(chosen, table),
                 "candidates": np.diff(table.offsets),
@@ -388,9 +389,3 @@ class Reranker:
         """Prices in units of engagement rather than of the objective."""
         weight = sum(w for w, part in self.objective.parts if isinstance(part, Engagement))
         return {name: price / weight if weight > 0.0 else None for name, price in outcome.prices.items()}
-
-
-def _relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> NDArray[np.float64]:
-    apart = bound - objective
-    scale = np.maximum(np.abs(bound), TOLERANCE)
-    return np.where(apart <= TOLERANCE, 0.0, apart / scale)
