@@ -23,9 +23,8 @@ class ExposureParity:
 
     ``low * average of second <= average of first <= high * average of second``, where the average exposure of
     a category is over the user's candidates that are in it, shown or not. One ranking can rarely do that, so
-    this is
-    no :class:`~recsys_budget.constraints.Constraint` on a slate: a mixture of two rankings keeps it. Users
-    without a candidate of one of the two are free of it.
+    this is no :class:`~recsys_budget.constraints.Constraint` on a slate: a mixture of two rankings keeps it.
+    Users without a candidate of one of the two are free of it.
 
     Attributes:
         first: Name of a category.
@@ -59,8 +58,8 @@ class ExposureParity:
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (self.low, self.high))
         if not numbers or not 0.0 <= self.low <= self.high or math.isinf(self.low):
             raise SpecificationError(
-                f"ExposureParity: low={self.low!r}, high={self.high!r}; these are ratios, low finite, at least 0 "
-                "and no larger than high"
+                f"ExposureParity: low={self.low!r}, high={self.high!r}; these are ratios, low finite, at least "
+                "0 and no larger than high"
             )
         object.__setattr__(self, "discount", checked_discount("ExposureParity", self.discount))
         if not self.name:

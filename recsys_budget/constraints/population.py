@@ -364,10 +364,9 @@ class GroupParity(ItemConstraint, PopulationConstraint):
         category_code(catalogue, self.first)
         if self.second is not None:
             category_code(catalogue, self.second)
-        for size, group in zip(
-            self._sizes(catalogue), (self.first, self.second or "the others"), strict=True
-        ):
-            if not size:
+        names = (self.first, self.second or "the others")
+        for members, group in zip(self._groups(catalogue), names, strict=True):
+            if not members.any():
                 raise SpecificationError(f"{self.name!r}: no item of the catalogue is in {group!r}")
 
     def position_weights(self, k: int) -> NDArray[np.float64] | None:
@@ -377,10 +376,6 @@ class GroupParity(ItemConstraint, PopulationConstraint):
     def _groups(self, catalogue: ItemCatalogue) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         first = category_members(catalogue, self.first)
         return first, ~first if self.second is None else category_members(catalogue, self.second)
-
-    def _sizes(self, catalogue: ItemCatalogue) -> tuple[int, int]:
-        first, second = self._groups(catalogue)
-        return int(first.sum()), int(second.sum())
 
     def rhs(self, candidates: Population) -> float:
         """The tolerance times an item's mean exposure, the same both ways."""

@@ -78,8 +78,8 @@ class ParityReranker:
 
     References:
         Singh and Joachims (2018), arXiv:1802.07281. Two rankings are enough: as a linear program over
-        rankings
-        there are two rows that bind, parity and that chances sum to 1, so a basic solution has two entries.
+        rankings there are two rows that bind, parity and that chances sum to 1, so a basic solution has two
+        entries.
     """
 
     parity: ExposureParity
