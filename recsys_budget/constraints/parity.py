@@ -58,8 +58,8 @@ class ExposureParity:
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (self.low, self.high))
         if not numbers or not 0.0 <= self.low <= self.high or math.isinf(self.low):
             raise SpecificationError(
-                f"ExposureParity: low={self.low!r}, high={self.high!r}; these are ratios, low finite, at least "
-                "0 and no larger than high"
+                f"ExposureParity: low={self.low!r}, high={self.high!r}; these are ratios, low finite and at "
+                "least 0, high no smaller"
             )
         object.__setattr__(self, "discount", checked_discount("ExposureParity", self.discount))
         if not self.name:

@@ -56,17 +56,16 @@ class CandidateTable(Population):
         users = pd.Index(shortlex(user_ids), dtype="str")
         rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)[codes]
 
-        pairs = np.lexsort((items, rows))
-        again = (np.diff(rows[pairs]) == 0) & (np.diff(items[pairs]) == 0)
-        if again.any():
-            row = int(pairs[1:][again].min())
+        pairs = rows * len(catalogue) + items
+        if (np.diff(np.sort(pairs)) == 0).any():
+            row = int(pd.Series(pairs).duplicated().argmax())
             raise DataError(
                 f"user {users[rows[row]]!r} and item {item_ids[item_codes[row]]!r} are paired twice; keep "
                 "one row a pair",
                 line=row + 1,
                 column="item",
             )
-        order = np.lexsort((items, -relevance, rows))
+        order = _order(rows, relevance, items)
         return cls(
             catalogue=catalogue,
             users=users,
@@ -115,6 +114,30 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
     table = CandidateTable.from_frame(candidates, catalogue, size)
     places = np.arange(size)
     return table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+
+
+def _order(
+    rows: NDArray[np.int64], relevance: NDArray[np.float64], items: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Rows by user, falling relevance and catalogue, as ``np.lexsort((items, -relevance, rows))`` has them."""
+    in_blocks = bool((np.diff(rows) >= 0).all())
+    grouped = np.arange(len(rows)) if in_blocks else np.argsort(rows, kind="stable")
+    sizes = np.bincount(rows)
+    width = int(sizes.max())
+    if width * len(sizes) > 4 * len(rows):
+        return np.lexsort((items, -relevance, rows))
+    # A line a user, filled up at the end, sorted side by side.
+    there = np.arange(width) < sizes[:, None]
+    lines = np.full(there.shape, np.inf)
+    lines[there] = -relevance[grouped]
+    best = np.argsort(lines, axis=1, kind="stable")
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    order = grouped[first + best[there]]  # what fills up a line stays at its end
+    falling = relevance[order]  # compared, since a difference may be beyond float64
+    tied = (falling[1:] == falling[:-1]) & (np.diff(rows[order]) == 0)
+    if (tied & (np.diff(items[order]) < 0)).any():
+        return np.lexsort((items, -relevance, rows))
+    return order
 
 
 def _mixes(users: pd.Index[Any], catalogue: ItemCatalogue, history: Interactions) -> sparse.csr_array:

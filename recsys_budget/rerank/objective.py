@@ -180,16 +180,16 @@ class Diversity(Objective):
         items = population.chosen_items(chosen)
         k = items.shape[1]
         means = np.zeros(len(items))
-        first, second = np.triu_indices(k, 1)
+        earlier = np.triu(np.ones((k, k), bool), 1)
         for start in range(0, len(items) if k > 1 else 0, _BLOCK):
             block = items[start : start + _BLOCK]
             there = block >= 0
             membership = population.catalogue.membership[block.ravel()].toarray().astype(np.float64)
             unit = unit_rows(membership).reshape(*block.shape, -1)
-            unlike = 1.0 - np.einsum("upc,upc->up", unit[:, first], unit[:, second])
-            counts = there[:, first] & there[:, second]
-            sums = np.where(counts, unlike, 0.0).sum(axis=1)
-            means[start : start + _BLOCK] = sums / np.maximum(counts.sum(axis=1), 1)
+            counts = there[:, :, None] & there[:, None, :] & earlier
+            unlike = np.where(counts, 1.0 - unit @ unit.transpose(0, 2, 1), 0.0)
+            pairs = np.maximum(counts.sum(axis=(1, 2)), 1)
+            means[start : start + _BLOCK] = unlike.reshape(len(block), -1).sum(axis=1) / pairs
         return np.clip(means, 0.0, 1.0)
 
 
