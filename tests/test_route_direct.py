@@ -376,3 +376,61 @@ def test_bad_arguments_are_refused(change: dict[str, Any]) -> None:
 def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SpecificationError):
         generated(1).solve(**options)
+
+
+def hard(n_users: int) -> Case:
+    """Users whose relaxation is far from integer: several knapsacks, some with a floor."""
+    rng, n, k, n_items, n_rules = np.random.default_rng(17), 14, 5, 100, 4
+    return Case(
+        offsets=np.arange(n_users + 1) * n,
+        gains=-np.sort(-rng.gamma(2.0, size=(n_users, n)), axis=1).ravel(),
+        items=np.concatenate([rng.choice(n_items, n, replace=False) for _ in range(n_users)]),
+        k=k,
+        rules=rng.gamma(2.0, size=(n_items, n_rules)),
+        lower=np.array([9.0, -np.inf, 9.0, -np.inf]),
+        upper=np.array([11.0, 9.0, np.inf, 9.0]),
+        fixed=np.zeros(n_users * n, np.int8),
+    )
+
+
+@pytest.mark.parametrize("steps", [5, route.STEPS])
+def test_bounds_hold_and_optima_are_found_where_the_relaxation_is_loose(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    case = hard(60)
+    optimum = np.array([max(case.slates(u).values(), default=np.nan) for u in range(60)])
+    monkeypatch.setattr(route, "STEPS", steps)
+    for nodes in (1, 2, 5):
+        few = case.solve(nodes=nodes)
+        there = np.isfinite(optimum) & ~few.impossible
+        assert (there == np.isfinite(optimum)).all()
+        assert (few.bound[there] >= optimum[there]).all()
+        assert (few.objective[few.feasible] <= optimum[few.feasible] + 1e-12).all()
+    found = case.solve(nodes=100_000)
+    np.testing.assert_allclose(found.objective, optimum, rtol=0.0, atol=1e-9)
+    np.testing.assert_allclose(found.bound, optimum, rtol=0.0, atol=1e-9)
+    assert np.isfinite(optimum).mean() > 0.3  # otherwise this tests little
+
+
+def test_any_prices_bound_every_slate() -> None:
+    """Weak duality, at prices that a solver would never give and with rows settled."""
+    case, rng = hard(20), np.random.default_rng(0)
+    tight = 0
+    for u in range(20):
+        alone = case.user(u)
+        possible = case.slates(u)
+        if not possible:
+            continue
+        for _ in range(20):
+            state = np.zeros(14, np.int8)
+            kept = next(iter(possible))
+            state[kept[0]], state[next(i for i in range(14) if i not in kept)] = 1, -1
+            within = [v for s, v in possible.items() if (state[list(s)] >= 0).all() and kept[0] in s]
+            price = rng.normal(size=4) * rng.choice([0.01, 0.3, 3.0])
+            bound = route._bound(
+                alone.gains, case.rules[alone.items], alone.lower, alone.upper, price, state, 5, np.empty(14)
+            )
+            assert np.isfinite(np.where(price > 0, alone.upper, alone.lower)[price != 0.0]).all()
+            assert bound >= max(within)
+            tight += bound < 1.5 * max(within)
+    assert tight > 20
