@@ -119,7 +119,7 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
 def _order(
     rows: NDArray[np.int64], relevance: NDArray[np.float64], items: NDArray[np.intp]
 ) -> NDArray[np.intp]:
-    """Rows by user, falling relevance and catalogue, as ``np.lexsort((items, -relevance, rows))`` has them."""
+    """Rows by user, falling relevance and catalogue: as ``np.lexsort((items, -relevance, rows))`` does."""
     in_blocks = bool((np.diff(rows) >= 0).all())
     grouped = np.arange(len(rows)) if in_blocks else np.argsort(rows, kind="stable")
     sizes = np.bincount(rows)
