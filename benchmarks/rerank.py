@@ -81,9 +81,9 @@ def fresh_milp(user: Candidates) -> NDArray[np.intp]:
 
 def fresh_relaxation(user: Candidates, objective: EngagementDiversity) -> NDArray[np.intp]:
     x = cp.Variable(N_CANDIDATES)
-    form = objective.form(user, K)
-    value = form.linear @ x - form.curvature * cp.sum_squares(form.factor.T @ x)
-    cp.Problem(cp.Maximize(value), [x >= 0, x <= 1, *plain_rules(x, user)]).solve(solver=cp.CLARABEL)
+    cp.Problem(cp.Maximize(objective.form(user)(x)), [x >= 0, x <= 1, *plain_rules(x, user)]).solve(
+        solver=cp.CLARABEL
+    )
     return np.sort(np.argsort(-x.value, kind="stable")[:K])
 
 
@@ -102,7 +102,7 @@ def row(weight: float, frame: pd.DataFrame, catalogue: ItemCatalogue, repeats: i
     ours, slates = least_seconds(lambda: reranker.rerank(frame, catalogue, progress=False), repeats)
 
     def peer() -> list[tuple[Candidates, NDArray[np.intp]]]:
-        table = CandidateTable.from_frame(frame, catalogue)
+        table = CandidateTable.from_frame(frame, catalogue, K)
         users = [table.of(position) for position in range(len(table))]
         return [(u, fresh_relaxation(u, objective) if weight else fresh_milp(u)) for u in users]
 

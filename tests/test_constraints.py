@@ -336,7 +336,7 @@ def test_custom_measures_itself_or_is_measured() -> None:
 
 
 def test_a_lhs_written_beside_what_it_is_made_from_is_refused() -> None:
-    with pytest.raises(TypeError, match="item_rows|coefficients"):
+    with pytest.raises(TypeError, match=r"coefficients"):
 
         class Wrong(ItemConstraint):
             def lhs(self, x: object, candidates: object) -> object:

@@ -145,7 +145,11 @@ HEAD = "policy: p\nconstraints:\n- kind: SlateSize\n  k: 3\n"
         ("policy: p\nconstraints: 3\n", 2, "must be a list.*'constraints: 3'"),
         ("policy: p\nconstraints: []\nowner: me\n", 3, "'owner' is not part of a policy.*'owner: me'"),
         ("policy: 3\nconstraints: []\n", 2, "needs a name, not 3"),
-        (HEAD + "- kind: Western\n", 5, "no constraint of kind 'Western'.*CategoryMinimum.*'- kind: Western'"),
+        (
+            HEAD + "- kind: Western\n",
+            5,
+            "no constraint of kind 'Western'.*CategoryMinimum.*'- kind: Western'",
+        ),
         (HEAD + "- kind: [Western]\n", 5, "no constraint of kind"),
         (HEAD + "- kind: Custom\n", 5, "no constraint of kind 'Custom'"),
         (HEAD + "- category: Drama\n", 5, "needs 'kind'"),

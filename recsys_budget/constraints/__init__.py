@@ -20,6 +20,7 @@ from recsys_budget.constraints.base import (
 from recsys_budget.constraints.candidates import Candidates, Population
 from recsys_budget.constraints.custom import Custom
 from recsys_budget.constraints.engagement import Calibration, EngagementFloor
+from recsys_budget.constraints.parity import ExposureParity
 from recsys_budget.constraints.policy import Change, Policy
 from recsys_budget.constraints.population import (
     CatalogueCoverage,
@@ -54,6 +55,7 @@ __all__ = [
     "EngagementFloor",
     "ExposureMaximum",
     "ExposureMinimum",
+    "ExposureParity",
     "GroupMaximum",
     "GroupParity",
     "ItemConstraint",

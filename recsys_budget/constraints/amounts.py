@@ -73,7 +73,8 @@ class PopularityMaximum(ItemConstraint, UserConstraint):
     """The mean popularity of a slate is at most so much, written ``sum_i (popularity_i - mean) x_i <= 0``.
 
     Attributes:
-        mean: The most, in the unit of the attribute. The violation is that of the mean times the items chosen.
+        mean: The most, in the unit of the attribute. The violation is that of the mean times the items
+            chosen.
         attribute: Name of a numeric attribute of the catalogue, known for every item. Counted from private
             data it costs budget: take a public one, or one that a mechanism released.
 
@@ -111,7 +112,8 @@ class PopularityMaximum(ItemConstraint, UserConstraint):
     def measure_all(self, chosen: NDArray[np.integer], population: Population) -> NDArray[np.float64]:
         """How far the sum of popularity is above what the mean allows."""
         total = slate_totals(population.catalogue.attribute(self.attribute), chosen, population)
-        return np.maximum(0.0, total - self.mean * (np.asarray(chosen) >= 0).sum(axis=1))
+        allowed = self.mean * (np.asarray(chosen) >= 0).sum(axis=1)
+        return np.asarray(np.maximum(0.0, total - allowed), np.float64)
 
     def explain(self, candidates: Candidates) -> str:
         """The least mean that so many items can have."""
@@ -169,7 +171,8 @@ class NoveltyMinimum(ItemConstraint, UserConstraint):
         """How far the sum of bits is below what the mean asks."""
         bits = -np.log2(population.catalogue.attribute(self.attribute))
         filled = (np.asarray(chosen) >= 0).sum(axis=1)
-        return np.maximum(0.0, self.bits * filled - slate_totals(bits, chosen, population))
+        short = self.bits * filled - slate_totals(bits, chosen, population)
+        return np.asarray(np.maximum(0.0, short), np.float64)
 
     def explain(self, candidates: Candidates) -> str:
         """The greatest mean that so many items can have."""
@@ -209,7 +212,7 @@ class _CategoryExposure(ItemConstraint, UserConstraint):
 
     def _column(self, catalogue: ItemCatalogue) -> sparse.csr_array:
         column = catalogue.membership[:, [category_code(catalogue, self.category)]]
-        return sparse.csr_array(column, dtype=np.float64)
+        return sparse.csr_array(column).astype(np.float64)
 
     def _shown(self, chosen: NDArray[np.integer], population: Population) -> NDArray[np.float64]:
         members = category_members(population.catalogue, self.category).astype(np.float64)
@@ -335,7 +338,7 @@ def novelty(owner: str, catalogue: ItemCatalogue, attribute: str) -> NDArray[np.
     if bad.any():
         at = int(bad.argmax())
         raise SpecificationError(
-            f"{owner!r}: {attribute!r} of item {catalogue.ids[at]!r} is {share[at]:g}, but must be a share of "
-            "users above 0 and at most 1; clip released counts first"
+            f"{owner!r}: {attribute!r} of item {catalogue.ids[at]!r} is {share[at]:g}, but must be a share "
+            "of users above 0 and at most 1; clip released counts first"
         )
     return -np.log2(share)

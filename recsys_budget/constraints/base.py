@@ -76,7 +76,7 @@ class Constraint(ABC):
 
     @property
     def positional(self) -> bool:
-        """Whether the rule reads the order of a slate, so that lhs takes an assignment and not a selection."""
+        """Whether the rule reads the order of a slate: lhs then takes an assignment and not a selection."""
         return False
 
     @abstractmethod
@@ -308,7 +308,7 @@ def item_rows(constraint: ItemConstraint, catalogue: ItemCatalogue) -> sparse.cs
     """The rule's ``item_rows``, worked out once a catalogue."""
     known = _ROWS.setdefault(catalogue, {})
     if constraint not in known:
-        known[constraint] = sparse.csr_array(constraint.item_rows(catalogue), dtype=np.float64)
+        known[constraint] = sparse.csr_array(constraint.item_rows(catalogue)).astype(np.float64)
     return known[constraint]
 
 

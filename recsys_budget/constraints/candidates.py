@@ -66,7 +66,7 @@ class Candidates:
         return self.catalogue.attribute(name)[self.items]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a candidate: relevance, then what the catalogue knows: item, title, categories, provider, ..."""
+        """A row a candidate: item, relevance, and what else the catalogue knows of it."""
         known = self.catalogue.take(self.items).to_frame()
         known.insert(1, "relevance", self.relevance)
         return known
@@ -77,8 +77,8 @@ class Population:
     """The candidates of many users, user by user, each user's best first.
 
     Equally relevant candidates stand in the order of the catalogue: this order is the tie rule everywhere.
-    Slates are written as ``chosen``, shape ``(n_users, k)``: rows of each user's own candidates in the order of
-    the slate, -1 where there is none.
+    Slates are written as ``chosen``, shape ``(n_users, k)``: rows of each user's own candidates in the order
+    of the slate, -1 where there is none.
 
     Attributes:
         catalogue: The catalogue that the items are from.
@@ -134,6 +134,22 @@ class Population:
         if position < 0:
             raise SpecificationError(f"user {user!r} has no candidates in this frame of {len(self)} users")
         return position
+
+    def part(self, users: NDArray[np.integer]) -> Population:
+        """The population of the users at these positions."""
+        sizes = np.diff(self.offsets)[users]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], sizes)
+        history = None if self.history is None else sparse.csr_array(self.history[users])
+        return Population(
+            self.catalogue,
+            self.users[users],
+            offsets,
+            self.items[rows],
+            self.relevance[rows],
+            self.k,
+            history,
+        )
 
     def rows(self, chosen: NDArray[np.integer]) -> NDArray[np.int64]:
         """Rows of the whole table that slates hold, shape ``(n_users, k)``; -1 where a place is empty."""

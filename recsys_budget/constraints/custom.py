@@ -19,13 +19,13 @@ class Custom(Constraint):
     """``function(x, candidates) <= bound``, for any function that is convex by cvxpy's rules.
 
     Attributes:
-        function: From the selection, shape ``(n,)``, and the :class:`Candidates` (see ``to_frame``) to a convex
-            cvxpy expression: a number, or a vector whose entries all obey the bound. Called with a Variable to
-            solve and, unless ``count`` is given, with a 0/1 array to measure.
+        function: From the selection, shape ``(n,)``, and the :class:`Candidates` (see ``to_frame``) to a
+            convex cvxpy expression: a number, or a vector whose entries all obey the bound. Called with a
+            Variable to solve and, unless ``count`` is given, with a 0/1 array to measure.
         bound: The right-hand side.
-        count: An independent account for ``measure``: from the rows chosen, in the order of the slate, and the
-            candidates to the violation. Without it the function measures itself, on 0/1 numbers, and a mistake
-            in it is not noticed.
+        count: An independent account for ``measure``: from the rows chosen, in the order of the slate, and
+            the candidates to the violation. Without it the function measures itself, on 0/1 numbers, and a
+            mistake in it is not noticed.
         name: How errors and certificates call the rule; required.
 
     Examples:

@@ -28,10 +28,11 @@ def gains(
 ) -> NDArray[np.float64]:
     """What each candidate adds to its user's engagement at a place of worth 1, shape ``(n_rows,)``.
 
-    The best slate of each user that slate size allows has engagement 1. For relevance that is nowhere negative,
-    engagement is the slate's (discounted) total over that of the user's top k. Where some is negative (logits,
-    say), the user's lowest relevance is subtracted from all first. Multiplying all relevance of a user by a
-    positive number changes nothing. Where all candidates are equally relevant, every slate is the best.
+    The best slate of each user that slate size allows has engagement 1. For relevance that is nowhere
+    negative, engagement is the slate's (discounted) total over that of the user's top k. Where some is
+    negative (logits, say), the user's lowest relevance is subtracted from all first. Multiplying all
+    relevance of a user by a positive number changes nothing. Where all candidates are equally relevant, every
+    slate is the best.
 
     Args:
         relevance: Shape ``(n_rows,)``, finite, never rising within a user.
@@ -50,7 +51,7 @@ def gains(
     flat = best <= 0.0
     above[np.repeat(flat, sizes)] = 1.0
     best[flat] = worth.sum()
-    return above / np.repeat(best, sizes)
+    return np.asarray(above / np.repeat(best, sizes), np.float64)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ class Calibration(ConvexConstraint, UserConstraint):
     """The mix of categories in a slate stays close to that in the user's history.
 
     The divergence ``KL(p || (1 - alpha) q + alpha p)`` in nats is at most so much, where p is the mix of the
-    history and q that of the slate: each item counts ``1 / k``, spread evenly over its categories. Where an item
-    of the slate has no category, its part is missing from q, which makes the rule stricter than
+    history and q that of the slate: each item counts ``1 / k``, spread evenly over its categories. Where an
+    item of the slate has no category, its part is missing from q, which makes the rule stricter than
     :func:`~recsys_budget.metrics.calibration_kl`. A user without a categorised item in the history has no mix
     to be held to, and any slate will do.
 
@@ -185,7 +186,7 @@ def engagement(
 def calibration(
     owner: str, chosen: NDArray[np.integer], population: Population, alpha: float
 ) -> NDArray[np.float64]:
-    """Divergence of each slate's mix of categories from that of the user's history, in nats, shape ``(n_users,)``."""
+    """Divergence of each slate's mix of categories from the history's, in nats, shape ``(n_users,)``."""
     if population.history is None:
         required_history(owner, population)
     items = population.chosen_items(np.asarray(chosen))

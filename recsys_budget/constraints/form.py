@@ -1,7 +1,7 @@
 """Concave functions of a selection, written once for solvers, for cvxpy and for numpy.
 
-``log`` and ``positive`` are the two functions that operators cannot write. On arrays they are numpy's; the module
-that knows cvxpy registers how to apply them to its expressions, so that nothing here imports a solver.
+``log`` and ``positive`` are the two functions that operators cannot write. On arrays they are numpy's; the
+module that knows cvxpy registers how to apply them to its expressions, so that nothing here imports a solver.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ _DEEPEST, _LONGEST = 6, 1_000_000
 # Characters that YAML does not take as they are, or takes for the end of a line.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
+_EXPONENT = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]+")
+
 Verdict = Literal["added", "removed", "tightened", "loosened", "changed"]
 
 
@@ -44,8 +46,9 @@ class Change:
     """How one rule differs between two policies.
 
     Attributes:
-        verdict: ``"tightened"`` when each slate that satisfies the new rule satisfies the old one as well, and
-            ``"loosened"`` the other way round; ``"changed"`` when neither is certain or only the words differ.
+        verdict: ``"tightened"`` when each slate that satisfies the new rule satisfies the old one as well,
+            and ``"loosened"`` the other way round; ``"changed"`` when neither is certain or only the words
+            differ.
         before: The rule in the older policy; None when added.
         after: The rule in the newer policy; None when removed.
     """
@@ -129,7 +132,7 @@ class Policy:
 
     def to_yaml(self) -> str:
         """YAML to read and edit, which :meth:`from_yaml` reads back to an equal policy."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
     @classmethod
     def from_yaml(cls, text: str, *, path: str | PathLike[str] | None = None) -> Policy:
@@ -266,6 +269,17 @@ def _in_words(rule: Constraint) -> str:
     return rule.name if rule.hard else f"{rule.name} (soft, {rule.penalty:g} a unit)"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Plain values, with text in quotes where it does not print or looks like a number in JSON."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        plain = text.isprintable() and not _EXPONENT.fullmatch(text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 class _Reader:
     """One document on its way to a policy, with the line of each value at hand."""
 
@@ -356,18 +370,23 @@ class _Reader:
             raise self._error(node, str(error).replace("__init__()", kind)) from error
 
     def _value(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None and _EXPONENT.fullmatch(node.value):
+            return float(node.value)  # a number in JSON, but text in YAML 1.1
         loader = yaml.SafeLoader("")
         try:
             value = loader.construct_document(node)
             # JSON escapes a character beyond 16 bits as a pair, which YAML reads as two.
-            return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
+            return (
+                value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
+            )
         except (yaml.YAMLError, ValueError) as error:
             raise self._error(node, f"this is no value: {error}") from error
         finally:
             loader.dispose()
 
     def _error(self, where: yaml.Node | yaml.Event, message: str) -> DataError:
-        return self._at(where.start_mark.line, message)
+        mark = where.start_mark
+        return self._at(None if mark is None else mark.line, message)
 
     def _at(self, line: int | None, message: str) -> DataError:
         if line is None:

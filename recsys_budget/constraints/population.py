@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,11 @@ from recsys_budget.errors import SpecificationError
 
 @dataclass(frozen=True)
 class _ProviderExposure(ItemConstraint, PopulationConstraint):
-    """A bound on the exposure of one provider or of each: the worth of the places its items hold in all slates.
+    """A bound on the exposure of one provider or of each: what the places of its items are worth.
 
     Attributes:
-        exposure: The bound, in first places: without a discount, the number of places. Give this or ``share``.
+        exposure: The bound, in first places: without a discount, the number of places. Give this or
+            ``share``.
         share: The bound as a share, within [0, 1], of what all places of all slates are worth.
         provider: Name of the provider; None for each provider of the catalogue.
         discount: What each place is worth: ``"none"`` (1 at every place), ``"log"``, or a tuple of numbers.
@@ -102,7 +103,8 @@ class _ProviderExposure(ItemConstraint, PopulationConstraint):
         worth = np.broadcast_to(position_weights(self.discount, items.shape[1]), items.shape)
         owners = np.where(items >= 0, catalogue.provider_codes[items], -1)
         filled = owners >= 0
-        exposure = np.bincount(owners[filled], worth[filled], minlength=len(catalogue.provider_names))
+        counted = np.bincount(owners[filled], worth[filled], minlength=len(catalogue.provider_names))
+        exposure = np.asarray(counted, np.float64)
         if self.provider is not None:
             return exposure[[provider_code(catalogue, self.provider)]]
         return exposure
@@ -113,7 +115,8 @@ class ProviderMinimum(_ProviderExposure):
     """One provider, or each, gets at least so much exposure over all slates.
 
     Attributes:
-        exposure: The least, in first places: without a discount, the number of places. Give this or ``share``.
+        exposure: The least, in first places: without a discount, the number of places. Give this or
+            ``share``.
         share: The least as a share, within [0, 1], of what all places of all slates are worth.
         provider: Name of the provider; None for each provider of the catalogue.
         discount: What each place is worth: ``"none"`` (1 at every place), ``"log"``, or a tuple of numbers.
@@ -320,8 +323,8 @@ class CatalogueCoverage(ConvexConstraint, PopulationConstraint):
 class GroupParity(ItemConstraint, PopulationConstraint):
     """Two categories get the same exposure for each of their items in the catalogue, to within a tolerance.
 
-    Demographic parity of exposure, over all slates: ``|E(first) / n(first) - E(second) / n(second)|`` is at most
-    the tolerance times the mean exposure of an item of the catalogue. An item in both counts in both.
+    Demographic parity of exposure, over all slates: ``|E(first) / n(first) - E(second) / n(second)|`` is at
+    most the tolerance times the mean exposure of an item of the catalogue. An item in both counts in both.
 
     Attributes:
         first: Name of a category.
@@ -361,10 +364,9 @@ class GroupParity(ItemConstraint, PopulationConstraint):
         category_code(catalogue, self.first)
         if self.second is not None:
             category_code(catalogue, self.second)
-        for size, group in zip(
-            self._sizes(catalogue), (self.first, self.second or "the others"), strict=True
-        ):
-            if not size:
+        names = (self.first, self.second or "the others")
+        for members, group in zip(self._groups(catalogue), names, strict=True):
+            if not members.any():
                 raise SpecificationError(f"{self.name!r}: no item of the catalogue is in {group!r}")
 
     def position_weights(self, k: int) -> NDArray[np.float64] | None:
@@ -374,10 +376,6 @@ class GroupParity(ItemConstraint, PopulationConstraint):
     def _groups(self, catalogue: ItemCatalogue) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         first = category_members(catalogue, self.first)
         return first, ~first if self.second is None else category_members(catalogue, self.second)
-
-    def _sizes(self, catalogue: ItemCatalogue) -> tuple[int, int]:
-        first, second = self._groups(catalogue)
-        return int(first.sum()), int(second.sum())
 
     def rhs(self, candidates: Population) -> float:
         """The tolerance times an item's mean exposure, the same both ways."""

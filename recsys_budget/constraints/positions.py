@@ -16,23 +16,25 @@ def checked_discount(owner: str, discount: object) -> Discount:
     """The discount, a sequence of numbers as a tuple.
 
     Raises:
-        SpecificationError: It is neither "none", "log" nor falling finite numbers from above 0 down to no less
-            than 0.
+        SpecificationError: It is neither "none", "log" nor falling finite numbers from above 0 down to no
+            less than 0.
     """
     if isinstance(discount, str):
-        if discount == "none" or discount == "log":
-            return discount
+        if discount == "none":
+            return "none"
+        if discount == "log":
+            return "log"
     elif isinstance(discount, tuple | list | np.ndarray):
         try:
             weights = np.asarray(discount, np.float64)
         except (TypeError, ValueError):
             weights = np.zeros(0)
-        if weights.ndim == 1 and len(weights) and np.isfinite(weights).all() and weights[0] > 0.0:
-            if (np.diff(weights) <= 0.0).all() and weights[-1] >= 0.0:
-                return tuple(weights.tolist())
+        sound = weights.ndim == 1 and len(weights) > 0 and bool(np.isfinite(weights).all())
+        if sound and weights[0] > 0.0 and weights[-1] >= 0.0 and (np.diff(weights) <= 0.0).all():
+            return tuple(weights.tolist())
     raise SpecificationError(
-        f"{owner}: discount={discount!r}; use 'none', 'log', or what each place is worth: finite numbers that "
-        "never rise, the first above 0, none below"
+        f"{owner}: discount={discount!r}; use 'none', 'log', or what each place is worth: finite numbers "
+        "that never rise, the first above 0, none below"
     )
 
 

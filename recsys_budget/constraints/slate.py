@@ -58,7 +58,8 @@ class SlateSize(ItemConstraint, UserConstraint):
         items = np.sort(population.chosen_items(chosen), axis=1)
         filled = (items >= 0).sum(axis=1)
         repeats = ((np.diff(items, axis=1) == 0) & (items[:, 1:] >= 0)).sum(axis=1)
-        return np.maximum(np.abs(filled - self.k), np.abs(filled - repeats - self.k)).astype(np.float64)
+        wrong = np.maximum(np.abs(filled - self.k), np.abs(filled - repeats - self.k))
+        return np.asarray(wrong, np.float64)
 
     def explain(self, candidates: Candidates) -> str:
         """The size against the number of candidates."""
@@ -88,7 +89,7 @@ class _CategoryCount(ItemConstraint, UserConstraint):
 
     def _column(self, catalogue: ItemCatalogue) -> sparse.csr_array:
         column = catalogue.membership[:, [category_code(catalogue, self.category)]]
-        return sparse.csr_array(column, dtype=np.float64)
+        return sparse.csr_array(column).astype(np.float64)
 
     def measure_all(self, chosen: NDArray[np.integer], population: Population) -> NDArray[np.float64]:
         """Items short of the minimum, or beyond the maximum."""
@@ -173,8 +174,8 @@ class GroupMaximum(ItemConstraint, UserConstraint):
 
     Attributes:
         count: Most items of a group, at least 1.
-        by: What makes a group: ``"provider"``, or the name of a numeric attribute of the catalogue, whose equal
-            values make a group. Items without a provider, or with NaN, belong to none.
+        by: What makes a group: ``"provider"``, or the name of a numeric attribute of the catalogue, whose
+            equal values make a group. Items without a provider, or with NaN, belong to none.
 
     Examples:
         >>> GroupMaximum(1).name
@@ -224,7 +225,8 @@ class GroupMaximum(ItemConstraint, UserConstraint):
         labels = np.sort(np.where(items >= 0, self._labels(population.catalogue)[items], -1), axis=1)
         beyond = np.zeros(len(items))
         for later in range(self.count, labels.shape[1]):
-            # In sorted order, an item is beyond the bound when the one ``count`` places before is of its group.
+            # In sorted order, an item is beyond the bound when the one ``count`` places before is of its
+            # group.
             beyond += (labels[:, later] == labels[:, later - self.count]) & (labels[:, later] >= 0)
         return beyond
 
@@ -273,7 +275,8 @@ class _ItemRule(ItemConstraint, UserConstraint):
         items = population.chosen_items(chosen)
         if self.position is not None:
             items = items[:, self.position - 1 : self.position]
-        return (items == item_code(population.catalogue, self.item)).sum(axis=1).astype(np.float64)
+        present = (items == item_code(population.catalogue, self.item)).sum(axis=1)
+        return np.asarray(present, np.float64)
 
     def explain(self, candidates: Candidates) -> str:
         """Whether the item is a candidate."""

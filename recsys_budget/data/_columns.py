@@ -64,8 +64,8 @@ def id_codes(column: nw.Series[Any], name: str) -> tuple[NDArray[np.intp], NDArr
 def _distinct(rows: pd.Series[Any]) -> tuple[NDArray[np.intp], Any]:
     """Position of each row's value among the distinct ones, -1 where it is missing; and these values.
 
-    As ``pandas.factorize``, faster where values are few (a categorical), dense (integers that count something)
-    or come in runs (a table sorted by user).
+    As ``pandas.factorize``, faster where values are few (a categorical), dense (integers that count
+    something) or come in runs (a table sorted by user).
     """
     values: Any = rows.array
     if isinstance(rows.dtype, pd.CategoricalDtype):

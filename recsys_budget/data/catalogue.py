@@ -35,8 +35,8 @@ class ItemCatalogue:
         provider_names: Names of the providers, length ``n_providers``.
         provider_codes: Position in ``provider_names`` of each item's provider, shape ``(n_items,)``, int32;
             -1 where an item has none.
-        attributes: Numbers known about each item by name ("cost", "latency_ms", "popularity"): float64 arrays of
-            shape ``(n_items,)``; NaN where unknown, never infinite.
+        attributes: Numbers known about each item by name ("cost", "latency_ms", "popularity"): float64 arrays
+            of shape ``(n_items,)``; NaN where unknown, never infinite.
     """
 
     ids: pd.Index[Any]
@@ -164,8 +164,8 @@ class ItemCatalogue:
         if name not in self.attributes:
             known = ", ".join(map(repr, self.attributes)) or "none at all"
             raise SpecificationError(
-                f"the catalogue has no attribute {name!r}; it has {known}. Name its column in attributes= when "
-                "the catalogue is read"
+                f"the catalogue has no attribute {name!r}; it has {known}. Name its column in attributes= "
+                "when the catalogue is read"
             )
         return self.attributes[name]
 

@@ -2,6 +2,7 @@
 
 from recsys_budget.rerank.certificate import Certificate
 from recsys_budget.rerank.frames import top_k
+from recsys_budget.rerank.mixture import Mixtures, ParityReranker
 from recsys_budget.rerank.objective import (
     Coverage,
     Diversity,
@@ -12,19 +13,28 @@ from recsys_budget.rerank.objective import (
     Objective,
     ObjectiveFloor,
 )
+from recsys_budget.rerank.partitions import SLATES_SCHEMA, no_slates, rerank_part, rerank_parts
 from recsys_budget.rerank.reranker import Reranker, Slates
+from recsys_budget.rerank.scores import Scores
 
 __all__ = [
+    "SLATES_SCHEMA",
     "Certificate",
     "Coverage",
     "Diversity",
     "Engagement",
     "EngagementDiversity",
     "HistoryMatch",
+    "Mixtures",
     "Novelty",
     "Objective",
     "ObjectiveFloor",
+    "ParityReranker",
     "Reranker",
+    "Scores",
     "Slates",
+    "no_slates",
+    "rerank_part",
+    "rerank_parts",
     "top_k",
 ]

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
+from recsys_budget.constraints import TOLERANCE
 
 # What slates cost in privacy; see Certificate.privacy.
 PrivacyMode = Literal["per_user", "population_private", "population_not_private"]
@@ -21,18 +25,19 @@ class Certificate:
     Attributes:
         objective: Objective, mean over users, penalties of soft constraints taken off; higher is better.
         bound: Upper bound on that mean over all slates that satisfy the hard constraints. From a solver's
-            branch and bound it is good to about 1e-6, since that solves linear programs to a tolerance of 1e-7;
-            from other routes it is good to float64.
+            branch and bound it is good to about 1e-6, since that solves linear programs to a tolerance of
+            1e-7; from other routes it is good to float64.
         gap: ``(bound - objective) / |bound|``: the largest share of the bound that any slates could add. 0.0
             where the two differ by 1e-6 or less, the solver's precision.
         violations: For each constraint by name, the largest violation over users, in the constraint's unit,
-            counted from the emitted slates; for a constraint about all slates, their one violation. Slates that
-            violate a hard constraint by more than 1e-6 are never emitted.
+            counted from the emitted slates; for a constraint about all slates, their one violation. Slates
+            that violate a hard constraint by more than 1e-6 are never emitted.
         soft: Names of the soft constraints, whose violations may be above 0.
-        shadow_prices: For each constraint by name, what engagement would gain if each of its bounds were looser
-            by one unit: the mean over users as a share of their best for a constraint about one slate, the sum
-            over users for one about all slates. From the linear relaxation, or, for nested quotas, from exact
-            optima over at most a thousand users. None where the objective has no engagement to measure it by.
+        shadow_prices: For each constraint by name, what engagement would gain if each of its bounds were
+            looser by one unit: the mean over users as a share of their best for a constraint about one slate,
+            the sum over users for one about all slates. From the linear relaxation, or, for nested quotas,
+            from exact optima over at most a thousand users. None where the objective has no engagement to
+            measure it by.
         engagement: Share kept of the best engagement that the candidates allow, mean over users, in [0, 1];
             with the discount of the objective, if it has one.
         diversity: Intra-list diversity over categories, mean over users, in [0, 1].
@@ -46,8 +51,8 @@ class Certificate:
         privacy: ``"per_user"``: each slate depends on model outputs, public data and the served user's own
             candidates and history alone, which is post-processing and costs no privacy budget.
             ``"population_not_private"``: a constraint about all slates made each user's slate depend on the
-            candidates of the others. ``"population_private"``: likewise, but through noisy prices that a ledger
-            was charged for.
+            candidates of the others. ``"population_private"``: likewise, but through noisy prices that a
+            ledger was charged for.
         per_user: A row a user, in the order of the slates: user, objective, bound, gap, engagement,
             diversity, candidates. The bound and gap are NaN where only the bound of all together is known.
     """
@@ -98,10 +103,18 @@ class Certificate:
         broken = "none violated" if worst == 0.0 else f"largest violation {worst:g}"
         wishes = sum(self.violations[name] > 0.0 for name in self.soft)
         soft = f"; {len(self.soft)} soft, {wishes} of them violated" if self.soft else ""
+        hard = len(self.violations) - len(self.soft)
+        late = " (out of time)" if self.timed_out else ""
         return (
             f"Certificate({self.n_users} users: objective {self.objective:.4f}, at most {self.bound:.4f} "
             f"possible (gap {self.gap:.2%}); engagement {self.engagement:.4f}, "
-            f"diversity {self.diversity:.4f}; {len(self.violations) - len(self.soft)} constraints, {broken}{soft}; "
-            f"{self.route} with {self.solver}, {self.seconds:.2f} s{' (out of time)' if self.timed_out else ''}, "
+            f"diversity {self.diversity:.4f}; {hard} constraints, {broken}{soft}; "
+            f"{self.route} with {self.solver}, {self.seconds:.2f} s{late}, "
             f"privacy {self.privacy})"
         )
+
+
+def relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(bound - objective) / |bound|``, 0.0 where the two differ by the solver's precision or less."""
+    apart = bound - objective
+    return np.where(apart <= TOLERANCE, 0.0, apart / np.maximum(np.abs(bound), TOLERANCE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recsys_budget.constraints import Constraint, Population, SlateSize
+from recsys_budget.constraints import Constraint, LinearConstraint, Population, SlateSize
 from recsys_budget.errors import InfeasibleError, NumericalError
 from recsys_budget.rerank.general import feasible_slates
 
@@ -15,7 +15,8 @@ def minimal_conflict(
     """A set of constraints that no selection satisfies, of which every proper subset can be satisfied.
 
     A deletion filter: drop each constraint in turn, for good where the rest stays infeasible. The slate size
-    is tried last, so that too few candidates are reported as that alone.
+    is tried last, so that too few candidates are reported as that alone; beside a constraint that is not
+    linear it is kept, since such a one may mean something for slates of k items only.
 
     Args:
         constraints: Hard constraints that were found infeasible together.
@@ -38,6 +39,8 @@ def minimal_conflict(
         )
     for constraint in sorted(constraints, key=lambda c: isinstance(c, SlateSize)):
         rest = [other for other in kept if other is not constraint]
+        if isinstance(constraint, SlateSize) and not all(isinstance(c, LinearConstraint) for c in rest):
+            continue
         if rest and feasible_slates(rest, population, solver) is None:
             kept = rest
     return tuple(kept)

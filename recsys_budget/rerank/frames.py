@@ -1,12 +1,14 @@
-"""Long frames of candidates in, long frames of slates out; sorted once, sliced by offsets."""
+"""Candidates in, as long frames or matrices of scores; long frames of slates out, of the same kind."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -16,16 +18,37 @@ from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.data._columns import finite_numbers, id_codes, in_shortlex, pick
 from recsys_budget.errors import DataError, SpecificationError
 from recsys_budget.rerank.grouping import Grouping
+from recsys_budget.rerank.scores import Scores
 
 
+@dataclass(frozen=True, eq=False)
 class CandidateTable(Population):
-    """A population as read from a table, and written to one."""
+    """A population as read from a table, and written to one.
+
+    Attributes:
+        library: Whose tables the candidates came in, and slates are to leave in.
+    """
+
+    library: nw.Implementation = nw.Implementation.PANDAS
+
+    @classmethod
+    def read(
+        cls, candidates: Any, catalogue: ItemCatalogue, k: int, history: Interactions | None = None
+    ) -> CandidateTable:
+        """Read candidates in any form: see :meth:`from_frame` and :class:`~recsys_budget.rerank.Scores`."""
+        if not isinstance(candidates, Scores):
+            return cls.from_frame(candidates, catalogue, k, history)
+        users, offsets, items, relevance = candidates.rows(len(catalogue))
+        mixes = None if history is None else _mixes(users, catalogue, history)
+        return cls(catalogue, users, offsets, items, relevance, k, mixes)
 
     @classmethod
     def from_frame(
         cls, frame: Any, catalogue: ItemCatalogue, k: int, history: Interactions | None = None
     ) -> CandidateTable:
         """Read a long frame with columns user, item and relevance, rows in any order.
+
+        Rows that stand user by user, best first, are not sorted again.
 
         Args:
             frame: pandas, polars or pyarrow table.
@@ -75,13 +98,14 @@ class CandidateTable(Population):
             relevance=relevance,
             k=k,
             history=None if history is None else _mixes(users, catalogue, history),
+            library=table.implementation,
         )
 
     def slates(self, chosen: NDArray[np.integer]) -> pd.DataFrame:
         """One row a user and chosen item: user, item, rank (from 1, int64), relevance.
 
         Args:
-            chosen: As in :class:`~recsys_budget.constraints.Population`, each slate's empty places at its end.
+            chosen: As in :class:`~recsys_budget.constraints.Population`, empty places last.
         """
         filled = chosen >= 0
         rows = self.rows(chosen)[filled]
@@ -95,11 +119,18 @@ class CandidateTable(Population):
         )
 
 
-def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
+def in_kind(frame: pd.DataFrame, library: Any) -> Any:
+    """The frame as a table of this library, a ``narwhals.Implementation``."""
+    if library.is_pandas():
+        return frame
+    return nw.from_arrow(pa.Table.from_pandas(frame, preserve_index=False), backend=library).to_native()
+
+
+def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> Any:
     """Each user's k most relevant candidates: the slates before any constraint or diversity.
 
     Args:
-        candidates: Long frame with columns user, item, relevance, as for ``Reranker.rerank``.
+        candidates: As for ``Reranker.rerank``.
         catalogue: The catalogue that the items are from; ties break by its order.
         k: Items a slate, at least 1; a user with fewer candidates gets all of them.
 
@@ -111,9 +142,10 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
         SpecificationError: k is not a whole number of at least 1.
     """
     size = SlateSize(k).k
-    table = CandidateTable.from_frame(candidates, catalogue, size)
+    table = CandidateTable.read(candidates, catalogue, size)
     places = np.arange(size)
-    return table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+    slates = table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+    return in_kind(slates, table.library)
 
 
 def _repeated(rows: NDArray[np.integer], items: NDArray[np.integer]) -> int:

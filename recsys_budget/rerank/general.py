@@ -1,6 +1,8 @@
-"""The route for any structure: integer programs, or a relaxation by a named solver that is checked and repaired."""
+"""The route for any structure: integer programs, or a named solver's relaxation, checked and repaired."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,18 +39,18 @@ def solve_general(question: Question) -> Outcome:
         iterations, stopped = iterations + found.solves, stopped or found.stopped
         bounds[at] = found.bound
         infeasible[rows] = found.infeasible
-        slates = None if found.z is None else model.slates(found.z)
+        slates: NDArray[np.integer] | None = None if found.z is None else model.slates(found.z)
         if slates is None and not found.infeasible and not coupled and model.places == 1:
             # No time, or an answer that breaks a rule: what swaps find is checked like any other slate.
             best = np.argsort(-model.linear, kind="stable")[: model.k]
-            slates = swap_repair(model, best)[None, :]
-            if len(best) < model.k or not model.holds(model.vector(slates)):
-                slates = None
+            repaired = swap_repair(model, best)[None, :]
+            if len(best) == model.k and model.holds(model.vector(repaired)):
+                slates = repaired
         if slates is not None:
             if slates.shape[1] > population.k:
                 raise NumericalError(
-                    f"{name} offered slates of up to {slates.shape[1]} items where {population.k} are asked for; "
-                    "try another solver"
+                    f"{name} offered slates of up to {slates.shape[1]} items where {population.k} are asked "
+                    "for; try another solver"
                 )
             chosen[rows] = _settle(model, slates, part, question)
         if found.prices is not None:
@@ -153,11 +155,24 @@ def _settle(
 ) -> NDArray[np.integer]:
     """Slates in their order, each candidate the first of those alike, filled up with -1."""
     settled = np.full((len(part), part.k), -1, np.int32)
-    first = model.first_of_alike(slates)
-    settled[:, : slates.shape[1]] = first
+    settled[:, : slates.shape[1]] = model.first_of_alike(slates)
     if model.places > 1 and not any(rule.positional for rule in question.constraints):
         # No rule reads positions: the most relevant first is best, and what everybody expects.
-        settled = np.where(settled < 0, np.iinfo(np.int32).max, settled)
-        settled = np.sort(settled, axis=1)
-        settled = np.where(settled == np.iinfo(np.int32).max, -1, settled)
+        settled.sort(axis=1)
+        settled = np.take_along_axis(settled, np.argsort(settled < 0, axis=1, kind="stable"), axis=1)
+    elif model.places > 1 and len(part) == 1:
+        settled[0] = _by_relevance(model, settled[0])
     return settled
+
+
+def _by_relevance(model: Model, slate: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The same items, the more relevant of two first wherever neither rules nor the objective mind."""
+    best = model.value(model.vector(slate[None, :]))
+    for first, second in itertools.combinations(range(len(slate)), 2):
+        if 0 <= slate[second] < slate[first]:
+            swapped = slate.copy()
+            swapped[[first, second]] = slate[[second, first]]
+            z = model.vector(swapped[None, :])
+            if model.holds(z) and model.value(z) >= best - 1e-12:  # sums round differently place by place
+                slate = swapped
+    return slate

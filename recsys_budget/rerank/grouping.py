@@ -19,8 +19,8 @@ class Grouping:
 
     Attributes:
         offsets: Row boundaries, shape ``(n_users + 1,)``, int64.
-        order: Rows of the table, user by user, by falling relevance and then by item, shape ``(n_rows,)``; None
-            where they stand so already.
+        order: Rows of the table, user by user, by falling relevance and then by item, shape ``(n_rows,)``;
+            None where they stand so already.
     """
 
     offsets: NDArray[np.int64]
@@ -28,12 +28,16 @@ class Grouping:
 
     @classmethod
     def of(
-        cls, users: NDArray[np.integer], items: NDArray[np.integer], relevance: NDArray[np.float64], n_users: int
+        cls,
+        users: NDArray[np.integer],
+        items: NDArray[np.integer],
+        relevance: NDArray[np.float64],
+        n_users: int,
     ) -> Grouping | None:
         """Group rows; None where some pair of user and item is there twice.
 
-        Linear in the number of rows but for the sort of each user's own, which is left out for users whose rows
-        are in order.
+        Linear in the number of rows but for the sort of each user's own, which is left out for users whose
+        rows are in order.
 
         Args:
             users: User of each row, from 0 to ``n_users - 1``.
@@ -58,7 +62,7 @@ class Grouping:
 
 
 def _by_user(users: NDArray[np.integer], n_users: int) -> NDArray[np.intp]:
-    """Rows user by user, each user's in the order given: a counting sort, as the transposition of a matrix."""
+    """Rows user by user, each user's in the order given: a counting sort, as a matrix is transposed."""
     n = len(users)
     rows = sparse.csr_array((np.arange(n), users, np.arange(n + 1)), shape=(n, n_users))
     return np.asarray(rows.tocsc().data, np.intp)
@@ -68,10 +72,11 @@ def _astray(
     offsets: NDArray[np.int64], items: NDArray[np.integer], relevance: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """Which users' rows are not in order."""
-    wrong = relevance[1:] > relevance[:-1]
-    tied = np.flatnonzero(relevance[1:] == relevance[:-1])
-    wrong[tied] = items[tied + 1] < items[tied]
-    wrong[offsets[1:-1] - 1] = False  # between two users
+    wrong = np.zeros(len(relevance) + 1, bool)  # that a row belongs before the one above it
+    wrong[1:-1] = relevance[1:] > relevance[:-1]
+    tied = 1 + np.flatnonzero(relevance[1:] == relevance[:-1])
+    wrong[tied] = items[tied] < items[tied - 1]
+    wrong[offsets] = False  # above it stands another user's
     users = np.zeros(len(offsets) - 1, bool)
     users[np.searchsorted(offsets, np.flatnonzero(wrong), side="right") - 1] = True
     return users

@@ -3,8 +3,8 @@
 Where the model is linear one program is the whole problem. Otherwise each convex function is replaced by
 tangents that lie below it (Duran and Grossmann 1986, doi:10.1007/BF02592064), a separable one term by term,
 because that bounds far better than tangents to the sum (Hijazi, Bonami and Ouorou 2014,
-doi:10.1287/ijoc.1120.0545). Each program's bound then bounds the true optimum, and the selection it finds has a
-true objective that is known. Tangents at that selection are added until the two meet.
+doi:10.1287/ijoc.1120.0545). Each program's bound then bounds the true optimum, and the selection it finds has
+a true objective that is known. Tangents at that selection are added until the two meet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recsys_budget.rerank.model import Model, Opaque
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Maximise ``c @ v`` under ``lower <= a @ v <= upper`` and limits; the first ``integers`` entries are 0 or 1.
+    """Maximise ``c @ v`` under ``lower <= a @ v <= upper`` and limits, some entries 0 or 1.
 
     Attributes:
         c: Shape ``(n,)``.
@@ -35,7 +35,7 @@ class Program:
         upper: Shape ``(m,)``, inf allowed.
         least: Shape ``(n,)``, -inf allowed.
         most: Shape ``(n,)``, inf allowed.
-        integers: How many entries must be 0 or 1.
+        integers: How many entries, the first ones, must be 0 or 1.
     """
 
     c: NDArray[np.float64]
@@ -81,8 +81,8 @@ class Solution:
         infeasible: Whether the solver claims that no vector satisfies the rules.
         stopped: Whether the time limit ended the search.
         status: The solver's last word.
-        prices: What the objective gains, in the linear relaxation, when a unit more is allowed of each row; None
-            where that was not asked for.
+        prices: What the objective gains, in the linear relaxation, when a unit more is allowed of each row;
+            None where that was not asked for.
     """
 
     z: NDArray[np.float64] | None
@@ -108,7 +108,8 @@ def search(
         prices: Whether to solve the last linear relaxation for the prices of rows.
 
     Raises:
-        NumericalError: The solver stopped without an answer although it had time, or its answers make no progress.
+        NumericalError: The solver stopped without an answer although it had time, or its answers make no
+            progress.
     """
     tangents = _Tangents(model)
     best, best_value = None, -np.inf
@@ -135,7 +136,7 @@ def search(
                 )
             stopped = True
             break
-        z = np.round(np.clip(answer.v[: program.integers], 0.0, 1.0))
+        z = (answer.v[: program.integers] > 0.5).astype(np.float64)
         if model.holds(z):  # or the solver's word was not worth anything
             value = model.value(z)
             if value > best_value:
@@ -173,8 +174,8 @@ def _relaxation(model: Model, program: Program, deadline: float) -> tuple[NDArra
 class _Tangents:
     """A model as programs, whose tangents grow in number.
 
-    The variables are z, then for each curve ``y = factor.T @ z`` and t above the tangents of its terms, then the
-    excess of each soft row, then the excess of each entry of an opaque rule.
+    The variables are z, then for each curve ``y = factor.T @ z`` and t above the tangents of its terms, then
+    the excess of each soft row, then the excess of each entry of an opaque rule.
     """
 
     def __init__(self, model: Model) -> None:
@@ -203,7 +204,9 @@ class _Tangents:
                 most[first:last] = 0.0
 
         rows = sparse.coo_array(model.rows)
-        data, row, column = [rows.data], [rows.coords[0]], [rows.coords[1]]
+        data: list[NDArray[np.float64]] = [rows.data]
+        row: list[NDArray[np.integer]] = [rows.coords[0]]
+        column: list[NDArray[np.integer]] = [rows.coords[1]]
         data.append(np.full(len(soft), -1.0))
         row.append(soft)
         column.append(at_soft + np.arange(len(soft)))

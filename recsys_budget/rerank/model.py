@@ -1,4 +1,4 @@
-"""The re-ranking problem as arrays: what every general solver is handed, and what its answers are checked against.
+"""The re-ranking problem as arrays: what general solvers are handed, and are checked against.
 
 One model holds one user or many, side by side. Its variable z is 0 or 1: an entry a candidate, or, where
 positions have a say, an entry a candidate and place, candidate by candidate.
@@ -131,7 +131,7 @@ class Model:
     def by_rule(self, prices: NDArray[np.float64], n_rules: int) -> NDArray[np.float64]:
         """Prices of rows added up by constraint, shape ``(n_rules,)``."""
         own = self.owner >= 0
-        return np.bincount(self.owner[own], prices[own], minlength=n_rules)
+        return np.asarray(np.bincount(self.owner[own], prices[own], minlength=n_rules), np.float64)
 
     def plain_bound(self) -> float:
         """A bound that needs no solver: each user's k largest coefficients, since no term is negative."""
@@ -140,8 +140,9 @@ class Model:
     def dual_bound(self, z: NDArray[np.float64], prices: NDArray[np.float64]) -> float:
         """A bound on the objective of every slate, whatever z and the prices are; good ones make it tight.
 
-        The Lagrangian of rows at prices is concave, so its tangent at z is above it everywhere, and the greatest
-        value of a linear function over slates of k items is the sum of each user's k largest coefficients.
+        The Lagrangian of rows at prices is concave, so its tangent at z is above it everywhere, and the
+        greatest value of a linear function over slates of k items is the sum of each user's k largest
+        coefficients.
 
         Args:
             z: Where to put the tangent, shape ``(n_z,)``, within [0, 1].
@@ -198,7 +199,7 @@ class Model:
         """
         if self.opaque:
             return chosen
-        parts = [self.linear[None, :], self.rows, *(curve.factor.T for curve in self.curves)]
+        parts: list[Any] = [self.linear[None, :], self.rows, *(curve.factor.T for curve in self.curves)]
         columns = sparse.csc_array(sparse.vstack([sparse.csr_array(part) for part in parts]))
         columns.sum_duplicates()
         columns.eliminate_zeros()
@@ -281,8 +282,9 @@ def assemble(
         objective: What to maximise; None for any slate that satisfies the constraints.
         constraints: The rules.
         population: The candidates.
-        express: Reads a rule that is only known as an expression: from the rule, its candidates and the entries
-            of z a candidate to its rows and their bounds when it is affine, or to a function and bounds.
+        express: Reads a rule that is only known as an expression: from the rule, its candidates and the
+            entries of z a candidate to its rows and their bounds when it is affine, or to a function and
+            bounds.
     """
     k = population.k
     positional = (objective is not None and objective.positional) or any(c.positional for c in constraints)

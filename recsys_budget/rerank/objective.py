@@ -35,9 +35,9 @@ _BLOCK = 4096
 class Objective(ABC):
     """A concave function of a user's slate, to maximise; the mean over users is what a re-ranker maximises.
 
-    ``form`` is what solvers and cvxpy see. ``value_all`` counts the value of emitted slates, without the form.
-    The objectives here lie in [0, 1] for every user, so that a weight between two means the same for all.
-    They add up and take weights: ``0.7 * Engagement() + 0.3 * Diversity()``.
+    ``form`` is what solvers and cvxpy see. ``value_all`` counts the value of emitted slates, without the
+    form. The objectives here lie in [0, 1] for every user, so that a weight between two means the same for
+    all. They add up and take weights: ``0.7 * Engagement() + 0.3 * Diversity()``.
     """
 
     @property
@@ -78,10 +78,15 @@ class WeightedSum(Objective):
     """A sum of objectives times weights that are not negative.
 
     Attributes:
-        parts: Pairs of a weight and an objective.
+        summands: Pairs of a weight and an objective.
     """
 
-    parts: tuple[tuple[float, Objective], ...]  # type: ignore[assignment]
+    summands: tuple[tuple[float, Objective], ...]
+
+    @property
+    def parts(self) -> tuple[tuple[float, Objective], ...]:
+        """The summands."""
+        return self.summands
 
     @property
     def positional(self) -> bool:
@@ -112,12 +117,12 @@ class WeightedSum(Objective):
 class Engagement(Objective):
     """Relevance of a slate, as a share of the best that the user's candidates allow, in [0, 1].
 
-    For relevance that is nowhere negative this is the slate's (discounted) total over that of the user's top k
-    candidates; see :func:`~recsys_budget.constraints.engagement.gains` for the rest.
+    For relevance that is nowhere negative this is the slate's (discounted) total over that of the user's top
+    k candidates; see :func:`~recsys_budget.constraints.engagement.gains` for the rest.
 
     Attributes:
-        discount: What each place is worth: ``"none"`` (1 at every place), ``"log"`` (as in DCG), or a tuple of
-            numbers that never rise.
+        discount: What each place is worth: ``"none"`` (1 at every place), ``"log"`` (as in DCG), or a tuple
+            of numbers that never rise.
     """
 
     discount: Discount = "none"
@@ -143,7 +148,7 @@ class Engagement(Objective):
 
 @dataclass(frozen=True)
 class Diversity(Objective):
-    """Intra-list diversity: the mean of ``1 - cosine`` of category vectors over the pairs of a slate, in [0, 1].
+    """Intra-list diversity: the mean of ``1 - cosine`` of categories over pairs of a slate, in [0, 1].
 
     An item without categories has cosine 0 with every other. 0 for slates of one item.
 
@@ -175,16 +180,16 @@ class Diversity(Objective):
         items = population.chosen_items(chosen)
         k = items.shape[1]
         means = np.zeros(len(items))
-        first, second = np.triu_indices(k, 1)
+        earlier = np.triu(np.ones((k, k), bool), 1)
         for start in range(0, len(items) if k > 1 else 0, _BLOCK):
             block = items[start : start + _BLOCK]
             there = block >= 0
             membership = population.catalogue.membership[block.ravel()].toarray().astype(np.float64)
             unit = unit_rows(membership).reshape(*block.shape, -1)
-            unlike = 1.0 - np.einsum("upc,upc->up", unit[:, first], unit[:, second])
-            counts = there[:, first] & there[:, second]
-            sums = np.where(counts, unlike, 0.0).sum(axis=1)
-            means[start : start + _BLOCK] = sums / np.maximum(counts.sum(axis=1), 1)
+            counts = there[:, :, None] & there[:, None, :] & earlier
+            unlike = np.where(counts, 1.0 - unit @ unit.transpose(0, 2, 1), 0.0)
+            pairs = np.maximum(counts.sum(axis=(1, 2)), 1)
+            means[start : start + _BLOCK] = unlike.reshape(len(block), -1).sum(axis=1) / pairs
         return np.clip(means, 0.0, 1.0)
 
 
@@ -295,7 +300,7 @@ class EngagementDiversity(WeightedSum):
         SpecificationError: The weight is not within [0, 1].
     """
 
-    parts: tuple[tuple[float, Objective], ...] = ()
+    summands: tuple[tuple[float, Objective], ...] = ()
     diversity_weight: float = 0.0
 
     def __init__(self, diversity_weight: float = 0.0) -> None:
@@ -305,7 +310,7 @@ class EngagementDiversity(WeightedSum):
             )
         weight = float(diversity_weight)
         object.__setattr__(self, "diversity_weight", weight)
-        object.__setattr__(self, "parts", ((1.0 - weight, Engagement()), (weight, Diversity())))
+        object.__setattr__(self, "summands", ((1.0 - weight, Engagement()), (weight, Diversity())))
 
     def __repr__(self) -> str:
         return f"EngagementDiversity({self.diversity_weight:g})"

@@ -19,7 +19,7 @@ from cvxpy.reductions.solvers.defines import MI_SOLVERS
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import Candidates, Constraint, LinearConstraint, Population
+from recsys_budget.constraints import Candidates, Constraint, ExposureParity, LinearConstraint, Population
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.constraints.form import log, positive
 from recsys_budget.errors import NumericalError, SpecificationError
@@ -109,6 +109,22 @@ def build(
     return Plain(Problem(cp.Maximize(value), every), variable, tuple(rules))
 
 
+def in_expectation(
+    objective: Objective, constraints: Sequence[Constraint], parity: ExposureParity, alone: Population
+) -> Problem:
+    """The linear program over chances that each candidate of one user is at each place, shape ``(n, k)``."""
+    user = alone.of(0)
+    chances = cp.Variable((len(user), user.k), name="x", nonneg=True)
+    selection = chances @ np.ones(user.k)
+    form = objective.form(user)
+    rules = [chances @ np.ones(user.k) <= 1, cp.sum(chances, axis=0) <= 1]
+    rules += [
+        rule.lhs(chances if rule.positional else selection, user) <= rule.rhs(user) for rule in constraints
+    ]
+    rules.append(parity.lhs(chances, user) <= parity.rhs(user))
+    return Problem(cp.Maximize(form(chances if form.positional else selection)), rules)
+
+
 def express(
     rule: Constraint, candidates: Any, places: int
 ) -> tuple[Any, NDArray[np.float64]] | tuple[Evaluate, NDArray[np.float64]]:
@@ -158,7 +174,8 @@ def express(
         values = np.ravel(lhs.value, order="F").astype(np.float64)
         slopes = gradients()
         if slopes is None:
-            # On the edge of the domain there is no gradient; just inside there is, and its tangent holds here.
+            # On the edge of the domain there is no gradient; just inside there is, and its tangent holds
+            # here.
             inside = 0.999 * z + 0.001 * z.sum() / len(z)
             place(inside)
             slopes = gradients()
@@ -228,7 +245,8 @@ def integer_solver(name: str) -> Solve:
         bound = (
             stats.get("mip_dual_bound") if isinstance(stats, dict) else getattr(stats, "mip_dual_bound", None)
         )
-        # The bound is the solver's of the minimised negative, to which a constant would be added: there is none.
+        # The bound is the solver's of the minimised negative, to which a constant would be added: there is
+        # none.
         best = np.inf if bound is None or not np.isfinite(bound) else -float(bound)
         v = None if z.value is None else np.concatenate([z.value, [] if w is None else w.value])
         return Answer(v, best, status == cp.INFEASIBLE, status)
@@ -246,8 +264,8 @@ def relax(
     """Solve the continuous relaxation with the named solver, whose answer is only a claim.
 
     Returns:
-        The solution by rows of the population and then by places; the multipliers of each constraint, empty for
-        soft ones; and the solver's status. The solution is None where there is no finite one.
+        The solution by rows of the population and then by places; the multipliers of each constraint, empty
+        for soft ones; and the solver's status. The solution is None where there is no finite one.
 
     Raises:
         SpecificationError: The solver does not take such problems.
@@ -271,7 +289,7 @@ def relax(
 
 
 def _solve(problem: Problem, solver: str, options: dict[str, Any]) -> str:
-    """Solve, and return the status, which nobody trusts: so no warning is shown that says it is inaccurate."""
+    """Solve, and return the status, which nobody trusts: so no warning of inaccuracy is shown."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -304,6 +322,6 @@ def _require_convex(rule: Constraint, lhs: Any, rhs: Any) -> None:
     """Raise SpecificationError unless the inequality is convex by the rules of cvxpy."""
     if not _inequality(lhs, rhs).is_dcp():
         raise SpecificationError(
-            f"constraint {rule.name!r}: cvxpy cannot tell that its lhs is convex in x; rewrite it by the rules of "
-            "disciplined convex programming"
+            f"constraint {rule.name!r}: cvxpy cannot tell that its lhs is convex in x; rewrite it by the "
+            "rules of disciplined convex programming"
         )

@@ -56,11 +56,12 @@ class Outcome:
         chosen: int32 ``(n_users, k)`` as in :class:`~recsys_budget.constraints.Population`; -1 throughout for
             users without a slate.
         infeasible: bool ``(n_users,)``, users who are said to have no slate.
-        bound: float64 ``(n_users,)``, upper bounds on each user's objective; None where only their sum is known.
+        bound: float64 ``(n_users,)``, upper bounds on each user's objective; None where only their sum is
+            known.
         total: Upper bound on the sum of objectives.
         iterations: Programs solved, or evaluations of prices, in total.
-        prices: What a unit more would add to the objective, by the name of the constraint: mean over users for a
-            rule about one slate, sum for a rule about all slates.
+        prices: What a unit more would add to the objective, by the name of the constraint: mean over users
+            for a rule about one slate, sum for a rule about all slates.
         solver: What solved.
         version: Its version.
         stopped: Whether the time limit ended the work.

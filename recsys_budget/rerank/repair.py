@@ -9,10 +9,10 @@ from recsys_budget.rerank.model import Model
 
 
 def swap_repair(model: Model, chosen: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Swap items of one user's slate, one at a time, for as long as that lowers the violation of linear rules.
+    """Swap items of one user's slate, one at a time, while that lowers the violation of linear rules.
 
-    Of the swaps that lower it most, the one that costs the least objective is taken, and of those the first. What
-    comes out need not satisfy the rules: measure it.
+    Of the swaps that lower it most, the one that costs the least objective is taken, and of those the first.
+    What comes out need not satisfy the rules: measure it.
 
     Args:
         model: The problem of one user, without positions.
@@ -35,10 +35,12 @@ def swap_repair(model: Model, chosen: NDArray[np.integer]) -> NDArray[np.integer
         after = (lhs - upper)[:, None, None] - a[:, slate, None] + a[:, None, others]
         left = np.tensordot(price, np.maximum(0.0, after), axes=1)
         lost = model.linear[slate, None] - model.linear[None, others]
-        best = np.lexsort((lost.ravel(), left.ravel()))[:1] if left.size else []
-        if not len(best) or left.ravel()[best[0]] >= violation:
+        if not left.size:
             break
-        out, into = np.unravel_index(best[0], left.shape)
+        best = int(np.lexsort((lost.ravel(), left.ravel()))[0])
+        if left.ravel()[best] >= violation:
+            break
+        out, into = np.unravel_index(best, left.shape)
         lhs = lhs - a[:, slate[out]] + a[:, others[into]]
         violation = float(left[out, into])
         slate = np.sort(np.append(np.delete(slate, out), others[into]))

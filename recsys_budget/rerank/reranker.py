@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,20 @@ from numpy.typing import NDArray
 from recsys_budget.constraints import TOLERANCE, Constraint, Policy, Population, SlateSize
 from recsys_budget.constraints.engagement import engagement
 from recsys_budget.constraints.policy import require_unique_names
+from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import problem
-from recsys_budget.rerank.certificate import Certificate, PrivacyMode
+from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
 from recsys_budget.rerank.conflict import infeasible, minimal_conflict
 from recsys_budget.rerank.dispatch import ROUTES, answer
-from recsys_budget.rerank.frames import CandidateTable
+from recsys_budget.rerank.frames import CandidateTable, in_kind
+from recsys_budget.rerank.general import feasible_slates
 from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
 from recsys_budget.rerank.question import Outcome, Question
+
+# Users who are asked one by one whether their own rules leave them a slate, when all together have none.
+_TRIED = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +38,12 @@ class Slates:
     Attributes:
         frame: A row a user and item: user, item, rank (from 1), relevance. Users stand in the order of their
             ids, shorter ids first and then alphabetically; items by falling relevance, and in the order of
-            the catalogue where equally relevant, unless a constraint or objective reads positions.
+            the catalogue where equally relevant, unless a constraint or objective reads positions. A pandas,
+            polars or pyarrow table, as the candidates were.
         certificate: What is known about them.
     """
 
-    frame: pd.DataFrame
+    frame: Any
     certificate: Certificate
 
     def __len__(self) -> int:
@@ -45,6 +51,13 @@ class Slates:
 
     def __repr__(self) -> str:
         return f"Slates({len(self)} users, {len(self.frame)} items; {self.certificate!r})"
+
+
+class CandidateSource(Protocol):
+    """What offers candidates, such as a fitted recommender."""
+
+    def recommend(self, interactions: Interactions, k: int, /) -> Any:
+        """Long frame with columns user, item and relevance: each user's k best items."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,13 @@ class Reranker:
         objective: What to maximise: the mean over users.
         constraints: Rules for slates, or a :class:`~recsys_budget.constraints.Policy`; exactly one is a hard
             ``SlateSize``, and names are unique. Hard ones hold in every slate; see ``Soft`` for others.
-        solver: Solver by its name in cvxpy: ``"HIGHS"``, ``"SCIPY"``, ``"CLARABEL"``, ``"OSQP"``, ``"SCS"`` or
-            whichever else is installed. None takes the fastest route that the structure of the problem allows,
-            with HiGHS where a solver is needed. A solver of continuous problems solves the relaxation; what it
-            says is checked, rounded, and repaired by integer programs in HiGHS where need be.
-        gap: Relative gap to the bound at which the search stops; 1e-6 of objective is close enough in any case.
+        solver: Solver by its name in cvxpy: ``"HIGHS"``, ``"SCIPY"``, ``"CLARABEL"``, ``"OSQP"``, ``"SCS"``
+            or whichever else is installed. None takes the fastest route that the structure of the problem
+            allows, with HiGHS where a solver is needed. A solver of continuous problems solves the
+            relaxation; what it says is checked, rounded, and repaired by integer programs in HiGHS where need
+            be.
+        gap: Relative gap to the bound at which the search stops; 1e-6 of objective is close enough in any
+            case.
         max_solves: Most programs for one problem. Where that stops the search, the certificate states the
             gap reached.
         route: Route to take, for comparisons; None takes the first that knows the problem's structure.
@@ -143,12 +158,13 @@ class Reranker:
 
         Args:
             candidates: pandas, polars or pyarrow table with columns user and item (strings or integers) and
-                relevance (finite, higher is better), rows in any order, one row a pair.
+                relevance (finite, higher is better), rows in any order, one row a pair; or
+                :class:`~recsys_budget.rerank.Scores`, a matrix.
             catalogue: The catalogue that the items are from.
             history: What users had used, for rules and objectives that compare slates with it. Users may be
                 missing from it.
-            time_limit: Wall-clock seconds after which no further search is begun, and the best slates known are
-                handed out with their gap; None for no limit.
+            time_limit: Wall-clock seconds after which no further search is begun, and the best slates known
+                are handed out with their gap; None for no limit.
             ledger: The privacy ledger that governs the data behind the candidates, if one does. Slates whose
                 making reads everybody's candidates are then refused.
             progress: Show a progress bar.
@@ -158,9 +174,10 @@ class Reranker:
 
         Guarantees:
             Every hard constraint holds in every slate to 1e-6, counted from the slate and not taken from the
-            solver. Without constraints about all slates, every user's slate is what a call with that user alone
-            gives, whatever the order of rows. Of candidates alike in all that the problem reads, those first in
-            the catalogue are chosen. Answers repeat bit for bit, unless a time limit ends the search.
+            solver. Without constraints about all slates, every user's slate is what a call with that user
+            alone gives, whatever the order of rows. Of candidates alike in all that the problem reads, those
+            first in the catalogue are chosen. Answers repeat bit for bit, unless a time limit ends the
+            search.
 
         Raises:
             DataError: The candidates cannot be read; see the message for the row and column.
@@ -168,7 +185,8 @@ class Reranker:
                 meets a ledger; or the solver or route does not take the problem.
             InfeasibleError: No slate of some user satisfies the constraints: ``.conflict`` names some that
                 conflict, of which none can be spared.
-            SolverTimeoutError: The time was over before every user had a slate that satisfies the constraints.
+            SolverTimeoutError: The time was over before every user had a slate that satisfies the
+                constraints.
             NumericalError: A solver's answer failed the check, so nothing is handed out.
         """
         started = time.perf_counter()
@@ -177,7 +195,7 @@ class Reranker:
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         self._refuse_ledger(ledger)
         self._check(catalogue)
-        table = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
+        table = CandidateTable.read(candidates, catalogue, self.slate_size, history)
         question = Question(
             self.objective,
             self._rules,
@@ -199,7 +217,7 @@ class Reranker:
         certificate = Certificate(
             objective=objective,
             bound=bound,
-            gap=float(_relative_gap(np.array(objective), np.array(bound))),
+            gap=float(relative_gap(np.array(objective), np.array(bound))),
             violations=violations,
             soft=tuple(rule.name for rule in self._rules if not rule.hard),
             shadow_prices=self._in_engagement(outcome),
@@ -215,7 +233,46 @@ class Reranker:
             privacy=self.privacy,
             per_user=per_user,
         )
-        return Slates(table.slates(outcome.chosen), certificate)
+        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate)
+
+    def recommend(
+        self,
+        model: CandidateSource,
+        interactions: Interactions,
+        *,
+        n_candidates: int = 200,
+        time_limit: float | None = None,
+        ledger: object | None = None,
+        progress: bool = True,
+    ) -> Slates:
+        """The best slate of every user from a fitted model's candidates.
+
+        Args:
+            model: Anything with ``recommend(interactions, n)`` that answers a long frame of each user's n
+                best items, such as this package's recommenders.
+            interactions: What the served users have used: the model's input, and the history that rules and
+                objectives compare slates with.
+            n_candidates: Candidates a user.
+            time_limit: As for :meth:`rerank`, like all that follow.
+            ledger: The privacy ledger that governs the data behind the model.
+            progress: Show a progress bar.
+
+        Raises:
+            SpecificationError: There are to be fewer candidates than a slate holds; or as for :meth:`rerank`.
+            DataError: As for :meth:`rerank`, like other errors.
+        """
+        if n_candidates < self.slate_size:
+            raise SpecificationError(
+                f"n_candidates={n_candidates!r}; a slate holds {self.slate_size} items, so ask for more"
+            )
+        return self.rerank(
+            model.recommend(interactions, n_candidates),
+            interactions.catalogue,
+            history=interactions,
+            time_limit=time_limit,
+            ledger=ledger,
+            progress=progress,
+        )
 
     def to_cvxpy(
         self,
@@ -227,11 +284,11 @@ class Reranker:
     ) -> problem.Problem:
         """The plain cvxpy problem of one user, or of everybody: what ``rerank`` solves, by definition.
 
-        Its one variable ``x`` is boolean. It is a selection, with an entry for each candidate, user by user, by
-        falling relevance and then in the order of the catalogue; or, where a constraint or the objective reads
-        positions, an assignment with a column for each place. Its value at slates is the sum of their
-        ``objective`` in the certificate, less the penalties of soft constraints about all slates. With a concave
-        objective it is a mixed-integer nonlinear program, which not every solver takes.
+        Its one variable ``x`` is boolean. It is a selection, with an entry for each candidate, user by user,
+        by falling relevance and then in the order of the catalogue; or, where a constraint or the objective
+        reads positions, an assignment with a column for each place. Its value at slates is the sum of their
+        ``objective`` in the certificate, less the penalties of soft constraints about all slates. With a
+        concave objective it is a mixed-integer nonlinear program, which not every solver takes.
 
         Args:
             candidates: As for :meth:`rerank`.
@@ -241,11 +298,11 @@ class Reranker:
 
         Raises:
             DataError: As for :meth:`rerank`.
-            SpecificationError: A constraint names what the catalogue lacks or is not convex, or the user has no
-                candidates.
+            SpecificationError: A constraint names what the catalogue lacks or is not convex, or the user has
+                no candidates.
         """
         self._check(catalogue)
-        table: Population = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
+        table: Population = CandidateTable.read(candidates, catalogue, self.slate_size, history)
         rules = self._rules
         if user is not None:
             table = Population.of_one(table.of(table.find(user)))
@@ -262,9 +319,9 @@ class Reranker:
         if ledger is not None and self.privacy == "population_not_private":
             named = ", ".join(repr(rule.name) for rule in self._rules if rule.scope == "population")
             raise SpecificationError(
-                f"{named}: constraints about all slates make each user's slate depend on the candidates of all the "
-                "others, and a ledger governs that data. Drop them, or leave the ledger out and call the result "
-                "not private"
+                f"{named}: constraints about all slates make each user's slate depend on the candidates of "
+                "all the others, and a ledger governs that data. Drop them, or leave the ledger out and call "
+                "the result not private"
             )
 
     def _require_slates(self, outcome: Outcome, table: Population, time_limit: float | None) -> None:
@@ -281,22 +338,23 @@ class Reranker:
                 user=None,
                 conflict=outcome.conflict,
             )
+        for u in impossible[:_TRIED]:
+            alone = Population.of_one(table.of(int(u)))
+            if len(own) == len(hard) or feasible_slates(own, alone, self.solver) is None:
+                raise infeasible(minimal_conflict(own, alone, self.solver), alone)
         if len(impossible):
-            whole = len(own) < len(hard)
-            if whole and len(table) > 1:
-                raise infeasible(minimal_conflict(hard, table, self.solver), table)
-            alone = Population.of_one(table.of(int(impossible[0])))
-            raise infeasible(minimal_conflict(hard if whole else own, alone, self.solver), alone)
+            raise infeasible(minimal_conflict(hard, table, self.solver), table)
         if len(without):
             first = ", ".join(repr(table.users[u]) for u in without[:3])
             if not outcome.stopped or time_limit is None:
                 raise NumericalError(
-                    f"{outcome.solver} found no slate for {len(without)} users, the first {first}, and no proof that "
-                    "there is none; raise max_solves or name another solver"
+                    f"{outcome.solver} found no slate for {len(without)} users, the first {first}, and no "
+                    "proof that there is none; raise max_solves or name another solver"
                 )
             raise SolverTimeoutError(
                 f"{time_limit:g} s were not enough to find a slate that satisfies the constraints for "
-                f"{len(without)} of {len(table)} users, the first {first}; allow more time, or pass fewer users",
+                f"{len(without)} of {len(table)} users, the first {first}; allow more time, or pass "
+                "fewer users",
                 time_limit=time_limit,
                 users=[str(table.users[u]) for u in without[:10]],
                 n_users=len(without),
@@ -305,10 +363,11 @@ class Reranker:
     def _verify(
         self, chosen: NDArray[np.integer], table: Population, solver: str
     ) -> tuple[dict[str, float], NDArray[np.float64], float]:
-        """Largest violation of each constraint by name, no hard one above tolerance; and penalties of soft ones.
+        """Violations by name, no hard one above tolerance, and the penalties of soft ones.
 
         Returns:
-            The violations; each user's penalties, shape ``(n_users,)``; and those about all slates.
+            The largest violation of each constraint; each user's penalties, shape ``(n_users,)``; and those
+            for rules about all slates.
         """
         violations, penalties, shared = {}, np.zeros(len(table)), 0.0
         for rule in self._rules:
@@ -353,13 +412,14 @@ class Reranker:
             most = max(total, outcome.total)
             if not total <= outcome.total + TOLERANCE * len(table):
                 self._refuse_bound("", total, outcome.total, outcome.solver)
-        discount = next((p.discount for _, p in self.objective.parts if isinstance(p, Engagement)), "none")
+        discounts = [part.discount for _, part in self.objective.parts if isinstance(part, Engagement)]
+        discount: Discount = discounts[0] if discounts else "none"
         per_user = pd.DataFrame(
             {
                 "user": table.users,
                 "objective": objective,
                 "bound": bound,
-                "gap": _relative_gap(objective, bound),
+                "gap": relative_gap(objective, bound),
                 "engagement": engagement(chosen, table, discount),
                 "diversity": Diversity().value_all(chosen, table),
                 "candidates": np.diff(table.offsets),
@@ -369,17 +429,11 @@ class Reranker:
 
     def _refuse_bound(self, whose: str, objective: float, bound: float, solver: str) -> None:
         raise NumericalError(
-            f"{whose}the objective {objective:.9f} of what was chosen is above {solver}'s bound {bound:.9f}, so that "
-            "bound proves nothing; try another solver"
+            f"{whose}the objective {objective:.9f} of what was chosen is above {solver}'s bound {bound:.9f}, "
+            "so that bound proves nothing; try another solver"
         )
 
     def _in_engagement(self, outcome: Outcome) -> dict[str, float | None]:
         """Prices in units of engagement rather than of the objective."""
         weight = sum(w for w, part in self.objective.parts if isinstance(part, Engagement))
         return {name: price / weight if weight > 0.0 else None for name, price in outcome.prices.items()}
-
-
-def _relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> NDArray[np.float64]:
-    apart = bound - objective
-    scale = np.maximum(np.abs(bound), TOLERANCE)
-    return np.where(apart <= TOLERANCE, 0.0, apart / scale)

@@ -1,15 +1,16 @@
-"""What a problem is made of: a linear objective, nested quotas, sums over everybody. Found by looking at numbers."""
+"""What a problem is made of, found by looking at numbers: gains, nested quotas, sums over everybody."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import Constraint, ItemConstraint, Population, SlateSize
+from recsys_budget.constraints import CatalogueCoverage, Constraint, ItemConstraint, Population, SlateSize
 from recsys_budget.constraints.base import item_rows
 from recsys_budget.constraints.engagement import gains
 from recsys_budget.constraints.positions import position_weights
@@ -78,7 +79,8 @@ class Quotas:
 
     Attributes:
         tree: The sets.
-        bounds: For each bound that some rule sets: position of the rule, node, and 0 for lower or 1 for upper.
+        bounds: For each bound that some rule sets: position of the rule, node, and 0 for lower or 1 for
+            upper.
     """
 
     tree: LaminarTree
@@ -88,7 +90,8 @@ class Quotas:
     def of(cls, constraints: Sequence[Constraint], population: Population) -> Quotas | None:
         """The quotas of the rules about one slate, or None where they are something else."""
         catalogue, k = population.catalogue, population.k
-        columns, limits, owners = [], [], []
+        columns: list[NDArray[np.integer]] = []
+        limits, owners = [], []
         for owner, rule in enumerate(constraints):
             if isinstance(rule, SlateSize) or rule.scope == "population":
                 continue
@@ -134,7 +137,7 @@ class Quotas:
     def by_rule(
         self, prices: tuple[NDArray[np.float64], NDArray[np.float64]], n_rules: int
     ) -> NDArray[np.float64]:
-        """Prices of nodes as prices of rules; 0 for a bound that two rules set, since loosening one does nothing."""
+        """Prices of nodes as prices of rules; 0 for a bound that two set: loosening one does nothing."""
         total = np.zeros(n_rules)
         places = [(node, side) for _, node, side in self.bounds]
         for owner, node, side in self.bounds:
@@ -143,10 +146,86 @@ class Quotas:
         return total
 
 
-def _distinct(columns: list[NDArray[np.intp]]) -> tuple[list[NDArray[np.intp]], list[int]]:
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Rules that bound sums over a slate, or over all slates, of numbers that items have.
+
+    Attributes:
+        coefficients: Sparse, shape ``(n_rows, n_items)``; each row is there once, whatever rules bound it.
+        lower: Shape ``(n_rows,)``, -inf for none.
+        upper: Shape ``(n_rows,)``, inf for none.
+        owners: Shape ``(2, n_rows)``, position of the rule that sets each lower and each upper bound; -1 for
+            none.
+    """
+
+    coefficients: sparse.csr_array
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    owners: NDArray[np.intp]
+
+    @classmethod
+    def of(
+        cls,
+        constraints: Sequence[Constraint],
+        population: Population,
+        scope: Literal["user", "population"] = "population",
+    ) -> Sums | None:
+        """The sums that rules of a scope bound; None where some rule is something else.
+
+        The size of the slate is left out, and so is :class:`CatalogueCoverage`.
+        """
+        columns: list[tuple[NDArray[np.integer], NDArray[np.float64]]] = []
+        limits = []
+        for owner, rule in enumerate(constraints):
+            if rule.scope != scope or isinstance(rule, SlateSize | CatalogueCoverage):
+                continue
+            if not isinstance(rule, ItemConstraint) or rule.positional:
+                return None
+            rows = sparse.csc_array(item_rows(rule, population.catalogue))
+            rows.eliminate_zeros()
+            rows.sort_indices()
+            upper = np.broadcast_to(np.asarray(rule.rhs(population), np.float64), rows.shape[1])
+            for column in range(rows.shape[1]):
+                span = slice(rows.indptr[column], rows.indptr[column + 1])
+                # Written with a first coefficient above 0, a floor and a ceiling on the same sum are one row.
+                down = span.stop > span.start and rows.data[span.start] < 0.0
+                columns.append((rows.indices[span], -rows.data[span] if down else rows.data[span]))
+                limits.append((owner, -upper[column], 0) if down else (owner, upper[column], 1))
+        known: dict[tuple[bytes, bytes], int] = {}
+        which = [known.setdefault((i.tobytes(), d.tobytes()), len(known)) for i, d in columns]
+        lower, upper_bound = np.full(len(known), -np.inf), np.full(len(known), np.inf)
+        owners = np.full((2, len(known)), -1, np.intp)
+        for (owner, bound, side), at in zip(limits, which, strict=True):
+            if side == 0 and bound > lower[at]:
+                lower[at], owners[0, at] = bound, owner
+            elif side == 1 and bound < upper_bound[at]:
+                upper_bound[at], owners[1, at] = bound, owner
+        first = [which.index(at) for at in range(len(known))]
+        indptr = np.concatenate([[0], np.cumsum([len(columns[at][0]) for at in first])]).astype(np.int64)
+        indices = np.concatenate([np.zeros(0, np.int32), *(columns[at][0] for at in first)])
+        data = np.concatenate([np.zeros(0), *(columns[at][1] for at in first)])
+        shape = (len(known), len(population.catalogue))
+        return cls(sparse.csr_array((data, indices, indptr), shape=shape), lower, upper_bound, owners)
+
+    @property
+    def crossed(self) -> NDArray[np.intp]:
+        """Rows whose lower bound is above their upper."""
+        return np.flatnonzero(self.lower > self.upper)
+
+    def by_rule(self, prices: NDArray[np.float64], n_rules: int) -> NDArray[np.float64]:
+        """Prices of rows, negative where the lower bound binds, as prices of rules."""
+        total = np.zeros(n_rules)
+        for side, price in ((0, np.maximum(0.0, -prices)), (1, np.maximum(0.0, prices))):
+            bound = self.owners[side] >= 0
+            np.add.at(total, self.owners[side][bound], price[bound])
+        return total
+
+
+def _distinct(columns: list[NDArray[np.integer]]) -> tuple[list[NDArray[np.integer]], list[int]]:
     """The different sets, and which one each column is."""
     known: dict[bytes, int] = {}
-    sets, which = [], []
+    sets: list[NDArray[np.integer]] = []
+    which = []
     for column in columns:
         key = column.tobytes()
         if key not in known:
@@ -156,7 +235,7 @@ def _distinct(columns: list[NDArray[np.intp]]) -> tuple[list[NDArray[np.intp]], 
     return sets, which
 
 
-def _nested(sets: list[NDArray[np.intp]], n: int) -> tuple[list[int], list[int]] | None:
+def _nested(sets: list[NDArray[np.integer]], n: int) -> tuple[list[int], list[int]] | None:
     """Larger sets first, and the smallest set around each (-1 for none); None where two sets cross."""
     if not sets:
         return [], []

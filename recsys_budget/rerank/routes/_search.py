@@ -130,7 +130,8 @@ def _greedy(
 ) -> int:  # fmt: skip
     """Fill ``slate[filled:]`` from the free rows by falling weight; how many places are filled then."""
     size = len(free)
-    heap[:size] = free
+    for at in range(size):
+        heap[at] = free[at]
     for at in range(size // 2 - 1, -1, -1):
         _sift(heap, size, at, weight)
     full = np.zeros(len(taken), np.bool_)
@@ -392,12 +393,13 @@ def _search(
         np.empty(n + 2, np.intp),
     )
     open_row, open_state = np.empty(n + 2, np.intp), np.empty(n + 2, np.int8)
-    largest, longest = np.abs(rows.linear).max(), rows.norms.max()
+    largest, longest = 0.0, 0.0
+    for row in range(n):
+        largest, longest = max(largest, abs(rows.linear[row])), max(longest, rows.norms[row])
     margin = ROUNDING * k * (largest + rows.curvature * k * longest * longest)
     reached = Reached(-np.inf, -np.inf, -np.inf, margin)
-    for row in pinned:
-        state[row] = IN
-    trail[: len(pinned)] = pinned
+    for q in range(len(pinned)):
+        state[pinned[q]], trail[q] = IN, pinned[q]
     open_y[0, :] = 0.0
     open_bound[0], open_depth[0], open_row[0], open_state[0] = np.inf, len(pinned), -1, FREE
     top, depth, visited = 1, len(pinned), 0
@@ -423,7 +425,8 @@ def _search(
                 ):
                     state[row], trail[depth] = side, row
                     depth += 1
-        scratch.y[:] = open_y[top]
+        for j in range(len(scratch.y)):
+            scratch.y[j] = open_y[top, j]
         attempts = tries if visited == 0 else max(1, tries // 4)
         visited += 1
         bound, depth, size, attempts, reached = _node(
@@ -440,7 +443,8 @@ def _search(
                 branched, doubt = row, split
         likely = IN if 2 * scratch.seen[branched] >= attempts else OUT
         for side in (IN + OUT - likely, likely):
-            open_y[top, :] = scratch.y
+            for j in range(len(scratch.y)):
+                open_y[top, j] = scratch.y[j]
             open_bound[top], open_depth[top], open_row[top], open_state[top] = bound, depth, branched, side
             top += 1
     if reached.objective == -np.inf:
@@ -454,15 +458,22 @@ def _canonical(rows: Rows, pinned: NDArray[np.intp], scratch: Scratch) -> float:
     """Of rows alike, keep those that add most, and of these the earliest; the objective of the best slate."""
     state, best = scratch.state, scratch.best
     state[:] = FREE
-    state[best] = CHOSEN
-    state[pinned] = IN
+    for row in best:
+        state[row] = CHOSEN
+    for row in pinned:
+        state[row] = IN
     for q in range(len(best)):
         if state[best[q]] == CHOSEN:
             for row in range(len(state)):
                 if state[row] == FREE and _ahead(row, best[q], rows.linear) and _alike(row, best[q], rows):
                     state[best[q]], state[row] = FREE, CHOSEN
                     best[q] = row
-    best.sort()
+    for q in range(1, len(best)):
+        row, at = best[q], q
+        while at > 0 and best[at - 1] > row:
+            best[at] = best[at - 1]
+            at -= 1
+        best[at] = row
     objective: float = _evaluate(best, rows, scratch.z)
     return objective
 

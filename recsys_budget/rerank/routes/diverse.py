@@ -79,7 +79,7 @@ def solve_diverse(
         linear_of_item: float64 ``(n_items,)``, added to the gain; None for nothing.
         fixed: int8 ``(n_rows,)``: 1 for a row that must be in its slate, -1 for one that must not, else 0.
         gap: Relative gap, ``(bound - objective) / |objective|``, at which a user is done with; 0 asks for
-            the optimum, up to 1e-12 of the largest sum that a slate could have.
+            the optimum, up to 3e-12 of the largest sum that a slate could have.
         nodes: Most nodes of the search tree a user, at least 1. Where it stops the search, the bound tells.
         time_limit: Seconds after which users not yet started get one node each, about a fiftieth of a
             millisecond where compiled; None for no limit. Only this can make two runs differ.

@@ -42,9 +42,9 @@ class LaminarTree:
     upper: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        for name, dtype in [("leaf_of_item", np.int32), ("parent", np.int32), ("lower", np.int64)]:
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype))
-        object.__setattr__(self, "upper", np.ascontiguousarray(self.upper, np.int64))
+        for name in ("leaf_of_item", "parent", "lower", "upper"):
+            dtype = np.int64 if name.endswith("er") else np.int32
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype))
         n = len(self.parent)
         if not len(self.lower) == len(self.upper) == n >= 1:
             raise SpecificationError(
@@ -152,7 +152,7 @@ def solve_laminar(
     weights = np.ones(k) if discount is None else np.ascontiguousarray(discount, np.float64)
     if not tree.contradictory:
         marks = np.zeros(0, np.int8) if fixed is None else np.ascontiguousarray(fixed, np.int8)
-        greedy = _greedy_compiled if COMPILED else _greedy_numpy
+        greedy = _greedy_compiled if COMPILED else greedy_numpy
 
         def work(first: int, last: int) -> None:
             greedy(
@@ -276,7 +276,7 @@ def _greedy(  # type: ignore[no-untyped-def]
             chosen[user, :] = -1
 
 
-def _greedy_numpy(
+def greedy_numpy(
     offsets: NDArray[np.int64],
     gains: NDArray[np.floating],
     items: NDArray[np.integer],
