@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import narwhals as nw
 import numpy as np
@@ -109,7 +109,7 @@ class Scores:
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         """Row, column and score of candidates; of dense scores only those that may be among the best n."""
         if sparse.issparse(self.matrix):
-            stored: Any = self.matrix.asformat("coo")
+            stored = cast(Any, self.matrix).tocoo()
             parts = [(stored.row, stored.col, stored.data)]
         else:
             n_users, n_items = self.matrix.shape
