@@ -85,7 +85,7 @@ def test_text_in_text_out_keeps_ids_as_written(folder, capsys):
 def test_objectives_add_up_and_history_counts(folder):
     rules = Policy("mix", [SlateSize(4), Calibration(2.0)])
     (folder / "policy.yaml").write_text(rules.to_yaml(), encoding="utf-8")
-    words = "--objective engagement=0.5 --objective diversity=0.3 --objective coverage=0.2".split()
+    words = ["--objective", "engagement=0.5", "--objective", "diversity=0.3", "--objective", "coverage=0.2"]
     assert run(*words, "--history", "history.csv", "--quiet") == 0
     catalogue = ItemCatalogue.from_frame(ITEMS)
     history = Interactions.from_frame(
