@@ -52,6 +52,10 @@ class DataError(RecsysBudgetError, ValueError):
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
 
 
+class CheckpointError(DataError):
+    """A training checkpoint that is missing, torn or altered, belongs elsewhere, or cannot be written."""
+
+
 class SpecificationError(RecsysBudgetError, ValueError):
     """A request that contradicts itself or the rules, found before any data is read."""
 
@@ -83,15 +87,46 @@ class BudgetExceededError(BudgetError):
         requested: Epsilon that the request would cost alone.
         remaining: Epsilon left under the cap before the request; 0 when nothing more fits.
         cap: Epsilon of the budget.
+        largest: The largest request of the same shape that would fit: fewer steps, or where not even one fits
+            more noise. None when nothing of that shape does.
     """
 
-    def __init__(self, message: str, *, requested: float, remaining: float, cap: float) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        requested: float,
+        remaining: float,
+        cap: float,
+        largest: Sequence[Any] | None = None,
+    ) -> None:
         self.requested, self.remaining, self.cap = requested, remaining, cap
+        self.largest = None if largest is None else tuple(largest)
         super().__init__(message)
 
 
 class ReservationError(BudgetError):
     """A release that was not reserved, was used already, or is asked for in another process."""
+
+
+class ReservationUsedUpError(ReservationError):
+    """Every release of a reserved mechanism was taken: training stops here."""
+
+
+class LedgerError(BudgetError):
+    """Base of errors about the ledger itself; nothing is granted."""
+
+
+class LedgerCorruptError(LedgerError):
+    """The ledger's file is damaged, edited, or not the newest: what it says of spending cannot be trusted."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger's file cannot be read or written now: permissions, a full disk, a lock, a newer format."""
+
+
+class PopulationError(LedgerError):
+    """Users who already spend from another population's budget."""
 
 
 class UnsupportedMechanismError(BudgetError, TypeError):
@@ -106,12 +141,14 @@ class InfeasibleError(SolverError):
     """Hard constraints that no slate can satisfy together.
 
     Attributes:
-        user: Id of the user whose slate is impossible; None where the rules are about all users together.
-        conflict: Names of constraints that conflict; dropping any one of them makes the rest feasible.
+        user: Id of the first user whose slate is impossible; None where the rules are about all users
+            together.
+        conflict: The :class:`~recsys_budget.rerank.Conflict`: constraints of which none can be spared, and
+            what would settle it. Iterates over their names.
     """
 
-    def __init__(self, message: str, *, user: str | None, conflict: Sequence[str]) -> None:
-        self.user, self.conflict = user, tuple(conflict)
+    def __init__(self, message: str, *, user: str | None, conflict: Any) -> None:
+        self.user, self.conflict = user, conflict
         super().__init__(message)
 
 
@@ -131,3 +168,7 @@ class SolverTimeoutError(SolverError):
 
 class NumericalError(SolverError):
     """Numbers that fail a check, so they are not handed out: a solver's answer, parameters or scores."""
+
+
+class PrivacyWarning(UserWarning):
+    """A choice that weakens what the budget means, though it is allowed."""

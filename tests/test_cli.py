@@ -95,7 +95,7 @@ def test_demo_writes_what_it_says(finished):
     assert certificate["violations"] == {rule.name: 0.0 for rule in result.rules}
     assert result.receipt.private
     assert 5.9 < result.receipt.ledger_epsilon <= 6.0
-    assert len(result.ledger_history) == 1
+    assert result.ledger_history["event"].tolist() == ["users", "reservation"]
 
 
 def test_demo_slates_satisfy_the_rules_counted_by_hand(finished):
@@ -115,6 +115,7 @@ def test_demo_summary_tells_what_was_measured(finished):
     summary = result.summary()
     for text in ("epsilon cap", "spent", "steps run", "recall@20 private", "ndcg@100 EASE (not private)"):
         assert text in summary
+    assert summary.splitlines()[-1].startswith("Not private: all figures but")
     before = intra_list_diversity(result.before, result.catalogue).mean()
     assert f"{before:.3f} -> {result.slates.certificate.diversity:.3f}" in summary
     assert np.isclose(

@@ -53,7 +53,7 @@ def test_every_public_name_resolves_and_the_rest_is_refused():
         (
             "dp_accounting",
             "from recsys_budget.privacy import *\n"
-            "PrivacyLedger(PrivacyBudget(1, 1e-6)).fits([GaussianMechanism(9)])",
+            "PrivacyLedger(PrivacyBudget(1, 1e-6)).fits([SampledGaussianMechanism(9, 0.1, 5)])",
             "train",
         ),
         (

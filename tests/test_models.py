@@ -29,6 +29,7 @@ from recsys_budget.privacy import (
     epsilon,
 )
 from recsys_budget.training import TrainingRun
+from recsys_budget.training._opacus import PrivateStep
 
 BUDGET = PrivacyBudget(4.0, 1e-5)
 
@@ -44,6 +45,11 @@ def autoencoder(**changes):
     return PrivateAutoencoder(**constants)
 
 
+def settled(ledger):
+    history = ledger.history()
+    return history.loc[history["event"] == "reservation", "settled"].tolist()
+
+
 def recall(model, split):
     return ranking_metrics(model.recommend(split.fold_in, 20), split.held_out, ("recall@20",))[
         "recall@20"
@@ -54,7 +60,7 @@ def test_private_fit_spends_once_under_the_cap_and_says_so(split):
     ledger = PrivacyLedger(BUDGET)
     model = autoencoder(epsilon_path=(4.0, 0.01, 3.0)).fit(split.train, ledger=ledger)
     assert 3.99 < ledger.spent <= 4.0
-    assert ledger.history()["settled"].tolist() == [True]
+    assert settled(ledger) == [True]
     receipt = model.receipt_
     assert receipt.private
     assert receipt.epsilon >= ledger.spent
@@ -127,8 +133,8 @@ def test_a_user_moves_the_counts_by_at_most_one(split):
         keep[user] = False
         moves.append(np.linalg.norm(whole - autoencoder_module._unit_row_sum(sparse.csr_array(table[keep]))))
         keep[user] = True
-    assert max(moves) <= 1 + 1e-9
-    assert max(moves) > 1 - 1e-9
+    assert max(moves) <= 1
+    assert max(moves) > 1 - 1e-6
 
 
 def test_counts_carry_the_noise_they_were_paid_for(monkeypatch):
@@ -142,7 +148,9 @@ def test_counts_carry_the_noise_they_were_paid_for(monkeypatch):
         indices=np.tile(np.arange(items, dtype=np.int32), n),
     )
     monkeypatch.setattr(
-        autoencoder_module, "train_private", lambda *a, **k: TrainingRun(k["mechanism"].steps, {})
+        autoencoder_module,
+        "train_private",
+        lambda *a, **k: TrainingRun(k["mechanism"].steps, "all steps ran", {}),
     )
     # A large share gives little noise, so that no count falls to the floor.
     model = autoencoder(counts_share=0.9).fit(table, ledger=PrivacyLedger(PrivacyBudget(30.0, 1e-5)))
@@ -216,7 +224,7 @@ def test_a_partly_spent_ledger_leaves_room_for_the_rest_only(split):
     assert model.receipt_.ledger_epsilon == 4.0
 
 
-def test_a_crash_while_training_stays_spent(split, monkeypatch):
+def test_a_crash_before_training_stays_spent_and_is_settled(split, monkeypatch):
     ledger = PrivacyLedger(BUDGET)
 
     def crash(self, size):
@@ -226,7 +234,38 @@ def test_a_crash_while_training_stays_spent(split, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         autoencoder().fit(split.train, ledger=ledger)
     assert ledger.spent > 3.9
-    assert ledger.history()["settled"].tolist() == [False]
+    assert settled(ledger) == [True]
+
+
+def test_an_interrupt_keeps_the_model_and_returns_what_was_not_run(split, monkeypatch):
+    """The stop button: with a filtered reservation, steps that did not run can be spent again."""
+    ledger = PrivacyLedger(BUDGET)
+    ledger.reserve([GaussianMechanism(20.0)], purpose="so that the filter applies")
+    step, calls = PrivateStep.__call__, []
+
+    def stopped(self, rows, loss):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        step(self, rows, loss)
+
+    monkeypatch.setattr(PrivateStep, "__call__", stopped)
+    model = autoencoder(noise_multiplier=2.0, steps=40).fit(split.train, ledger=ledger)
+    assert model.receipt_.steps == 3
+    assert model.receipt_.stop_reason == "interrupted"
+    assert np.isfinite(model.score(split.fold_in)).all()
+    assert ledger.history()["used"].tolist()[-1] == "1 of 1; 4 of 40"
+    assert settled(ledger)[-1]
+    assert ledger.fits([SampledGaussianMechanism(2.0, 0.1, 30)])
+
+
+def test_diverged_training_is_settled(split, monkeypatch):
+    monkeypatch.setattr(SystemNoise, "normal", lambda self, size: np.full(size, 1e300))
+    ledger = PrivacyLedger(BUDGET)
+    with pytest.raises(NumericalError, match="learning rate"):
+        autoencoder().fit(split.train, ledger=ledger)
+    assert settled(ledger) == [True]
+    assert ledger.spent > 0
 
 
 def test_tables_shaped_by_unpaid_reads_are_refused(split):
@@ -256,6 +295,7 @@ def test_tables_shaped_by_unpaid_reads_are_refused(split):
         {"declared_users": 1e300},
         {"n_factors": 4.0},
         {"steps": True},
+        {"checkpoint_every": 0},
         {"epsilon_path": 2.0},
         {"epsilon_path": None},
         {"epsilon_path": ("2",)},

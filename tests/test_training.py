@@ -123,6 +123,50 @@ def test_a_poisonous_row_is_bounded_like_any_other(value):
         assert float((with_it - without).norm()) <= CLIP
 
 
+def test_a_row_that_overflows_inside_the_module_is_bounded_like_any_other():
+    """A weight of zero would not do: zero times an infinite activation is NaN, and one user would be seen."""
+
+    def steep():
+        module = linear()
+        with torch.no_grad():
+            module[0].weight[:, 0] = 1e38
+        return module
+
+    rows = rows_of(10)
+    rows[:, 0] = 0
+    poisoned = torch.cat([rows, torch.eye(ITEMS)[:1] * 100])
+    with_it, without = clipped_sum(steep, squared, poisoned), clipped_sum(steep, squared, rows)
+    assert torch.isfinite(with_it).all()
+    assert float((with_it - without).norm()) == 0
+    assert float(without.norm()) > 0
+
+
+@pytest.mark.parametrize(("where", "steepness"), [(0, 1e19), (1, 1e19), (1, 1e25)])
+def test_a_gradient_whose_square_vanishes_is_bounded_like_any_other(where, steepness):
+    """Opacus multiplies two squares: one vanishes, though the gradient itself is far above the bound."""
+    clip = 1e-5
+
+    def steep():
+        module = nn.Sequential(nn.Linear(ITEMS, 1, bias=False), nn.Linear(1, 1, bias=False))
+        with torch.no_grad():
+            for p in module.parameters():
+                p.fill_(1 / 3)  # clipped_sum takes three times these
+            if where == 1:
+                module[0].weight.mul_(steepness)
+        return module
+
+    def faint(outputs, row):
+        return 1e-23 * outputs.sum()
+
+    rows = torch.zeros(1, ITEMS)
+    rows[0, 0] = steepness if where == 0 else 1.0
+    moved = clipped_sum(steep, faint, rows, clip) - clipped_sum(steep, faint, rows[:0], clip)
+    assert float(moved.norm()) <= clip
+    # What is tested for is there: the last layer's gradient is above the bound, and its square vanishes.
+    assert 1e-23 * steepness > clip
+    assert float(torch.tensor(1e-23) ** 2) == 0
+
+
 def test_only_poisonous_rows():
     assert clipped_sum(linear, squared, torch.full((3, ITEMS), float("nan"))).abs().max() == 0
 
@@ -282,23 +326,45 @@ def test_nothing_un_noised_is_left_on_the_module():
     assert len(list(left_on(exposed))) > 0
 
 
-def test_an_interrupt_leaves_released_parameters_and_nothing_else():
+@pytest.mark.parametrize("where", ["uniform", "normal"])
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_an_interrupt_keeps_the_parameters_after_the_last_complete_step(where, after):
     class Interrupted(SystemNoise):
         draws = 0
 
-        def normal(self, size):
-            self.draws += 1
-            if self.draws > 4:
+        def count(self, name):
+            self.draws += name == where
+            if self.draws > after:
                 raise KeyboardInterrupt
+
+        def uniform(self, size):
+            self.count("uniform")
+            return super().uniform(size)
+
+        def normal(self, size):
+            self.count("normal")
             return super().normal(size)
 
     mechanism = SampledGaussianMechanism(5.0, 0.9, 50)
+    reservation = reserve(mechanism)
     module = fixed(linear)
     before = [p.detach().clone() for p in module.parameters()]
-    with pytest.raises(KeyboardInterrupt):
-        run(reserve(mechanism), mechanism, module=module, noise=Interrupted())
+    result = run(reservation, mechanism, module=module, noise=Interrupted(), snapshot_at=range(1, 51))
+    assert (result.steps, result.stop_reason) == (after, "interrupted")
+    assert reservation.used(mechanism) == after + 1  # the step that was broken off is paid for
     assert list(left_on(module)) == []
-    assert not any(torch.equal(b, p) for b, p in zip(before, module.parameters(), strict=True))
+    assert list(result.snapshots) == list(range(1, after + 1))
+    kept = result.snapshots[after].values() if after else before
+    assert all(torch.equal(k, p) for k, p in zip(kept, module.parameters(), strict=True))
+    assert not module.training
+
+
+def test_divergence_leaves_the_last_finite_parameters():
+    mechanism = SampledGaussianMechanism(5.0, 0.5, 400)
+    module = fixed(linear)
+    with pytest.raises(NumericalError, match="learning rate"):
+        run(reserve(mechanism), mechanism, module=module, learning_rate=1e37)
+    assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
 def test_a_module_may_be_trained_again():
@@ -353,10 +419,11 @@ def test_every_step_is_paid_for_and_none_is_run_beyond():
     assert result.steps == reservation.used(mechanism) == 6
     assert seen == sorted(seen)
     assert seen[0] == 1  # the first read came after the first payment
+    assert result.stop_reason == "all steps ran"
     module = fixed(linear)
     before = [p.clone() for p in module.parameters()]
-    with pytest.raises(ReservationError, match="were used"):
-        run(reservation, mechanism, module=module)
+    again = run(reservation, mechanism, module=module)
+    assert (again.steps, again.stop_reason) == (0, "the next step would pass what was reserved")
     assert all(torch.equal(b, p) for b, p in zip(before, module.parameters(), strict=True))
 
 
@@ -424,13 +491,29 @@ def test_snapshots():
     assert not all(torch.equal(result.snapshots[2][name], final[name]) for name in final)
 
 
-def test_divergence_is_an_error():
-    mechanism = SampledGaussianMechanism(5.0, 0.5, 400)
-    with pytest.raises(NumericalError, match="learning rate"):
-        run(reserve(mechanism), mechanism, learning_rate=1e37)
+@pytest.mark.parametrize(
+    "rows", [torch.eye(ITEMS), np.eye(ITEMS), [torch.eye(ITEMS)], sparse.eye_array(ITEMS)]
+)
+def test_only_a_table_of_all_users_is_trained_on(rows):
+    """A loader brings its own batches, which need not be Poisson samples."""
+    mechanism = SampledGaussianMechanism(5.0, 0.5, 4)
+    reservation = reserve(mechanism)
+    with pytest.raises(SpecificationError, match="Poisson"):
+        train_private(
+            fixed(linear),
+            rows,
+            squared,
+            mechanism=mechanism,
+            reservation=reservation,
+            max_grad_norm=CLIP,
+            expected_batch_size=10.0,
+            learning_rate=0.01,
+            noise=SystemNoise(),
+        )
+    assert reservation.used(mechanism) == 0
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "expected_batch_size"])
+@pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "expected_batch_size", "keep_every"])
 @pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])
 def test_constants_are_checked_before_anything_is_used(name, value):
     mechanism = SampledGaussianMechanism(5.0, 0.5, 4)
@@ -438,3 +521,98 @@ def test_constants_are_checked_before_anything_is_used(name, value):
     with pytest.raises(SpecificationError):
         run(reservation, mechanism, **{name: value})
     assert reservation.used(mechanism) == 0
+
+
+@pytest.fixture
+def everyone(monkeypatch):
+    """Everybody is in every batch and no noise is added, so that a run is its number of steps."""
+    monkeypatch.setattr(NoNoise, "uniform", lambda self, size: np.zeros(size))
+    return NoNoise()
+
+
+def test_going_on_from_a_state_gives_what_an_uninterrupted_run_gives(everyone):
+    mechanism = SampledGaussianMechanism(5.0, 1.0, 9)
+    whole = fixed(linear)
+    uninterrupted = run(reserve(mechanism), mechanism, module=whole, noise=everyone, snapshot_at=(2, 6))
+    reservation, states, first = reserve(mechanism), [], fixed(linear)
+
+    def crash(state):
+        states.append(state)
+        if state.steps == 4:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError):
+        run(
+            reservation,
+            mechanism,
+            module=first,
+            noise=everyone,
+            keep=crash,
+            keep_every=2,
+            snapshot_at=(2, 6),
+        )
+    assert [state.steps for state in states] == [0, 2, 4]
+    second = nn.Sequential(nn.Linear(ITEMS, 4, bias=False), nn.Linear(4, ITEMS))  # starts elsewhere
+    result = run(reservation, mechanism, module=second, noise=everyone, start=states[-1], snapshot_at=(2, 6))
+    assert (result.steps, result.stop_reason) == (9, "all steps ran")
+    assert reservation.used(mechanism) == 9
+    for ours, theirs in [(second.state_dict(), whole.state_dict())] + [
+        (result.snapshots[mark], uninterrupted.snapshots[mark]) for mark in (2, 6)
+    ]:
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_older_state_gives_no_step_more(everyone):
+    mechanism = SampledGaussianMechanism(5.0, 1.0, 9)
+    reservation, states = reserve(mechanism), []
+    run(reservation, mechanism, noise=everyone, keep=states.append, keep_every=3)
+    assert [state.steps for state in states] == [0, 3, 6, 9]
+    for state in states:
+        module = fixed(linear)
+        result = run(reservation, mechanism, module=module, noise=everyone, start=state)
+        assert result.steps == state.steps
+        assert result.stop_reason == (
+            "all steps ran" if state.steps == 9 else "the next step would pass what was reserved"
+        )
+        assert all(torch.equal(p, state.parameters[name]) for name, p in module.state_dict().items())
+    assert reservation.used(mechanism) == 9
+
+
+def test_steps_lost_in_a_crash_stay_lost_and_marks_among_them_are_given_as_of_before(everyone):
+    mechanism = SampledGaussianMechanism(5.0, 1.0, 9)
+    reservation, states = reserve(mechanism), []
+    run(reservation, SampledGaussianMechanism(5.0, 1.0, 9), noise=everyone, keep=states.append, keep_every=3)
+    reservation = reserve(mechanism)
+    for _ in range(5):
+        reservation.use(mechanism)  # taken before the crash; the state is of step 3
+    result = run(reservation, mechanism, noise=everyone, start=states[1], snapshot_at=(3, 4, 6, 9))
+    assert (result.steps, result.stop_reason) == (7, "the next step would pass what was reserved")
+    assert sorted(result.snapshots) == [3, 4, 6, 9]
+    same = [
+        all(torch.equal(v, states[1].parameters[name]) for name, v in result.snapshots[mark].items())
+        for mark in (3, 4, 6, 9)
+    ]
+    assert same == [True, True, False, False]
+
+
+def test_a_state_of_another_module_is_refused():
+    mechanism = SampledGaussianMechanism(5.0, 0.5, 4)
+    reservation, states = reserve(mechanism), []
+    run(reservation, mechanism, keep=states.append)
+    other = reserve(mechanism)
+    with pytest.raises(SpecificationError, match="other parameters"):
+        run(other, mechanism, module=fixed(deep), start=states[0])
+    assert other.used(mechanism) == 0
+
+
+def test_a_state_holds_released_values_alone():
+    """Whatever a state is kept for, no sum without noise is in it: it holds values, and Adam's averages."""
+    states = []
+    mechanism = SampledGaussianMechanism(5.0, 0.5, 3)
+    run(reserve(mechanism), mechanism, keep=states.append, keep_every=1)
+    for state in states[1:]:
+        assert {key.partition(".")[2] for key in state.moments} == {"step", "exp_avg", "exp_avg_sq"}
+        for value in (*state.parameters.values(), *state.moments.values()):
+            assert type(value) is torch.Tensor
+            assert vars(value) == {}
+            assert value.grad is None

@@ -48,7 +48,7 @@ class DemoResult:
         before: Slates of the same users without rules.
         diversity_before: Mean intra-list diversity of those.
         frontiers: Epsilon against accuracy, and diversity against engagement.
-        ledger_history: Every reservation.
+        ledger_history: Everything recorded in the ledger.
         counts: Sizes of what was read.
         seconds: Wall-clock time of the whole job.
         peak_mb: Peak resident memory of the process, in MB; None where the system does not tell (Windows).
@@ -96,7 +96,10 @@ class DemoResult:
         title = (
             f"{self.dataset}: {self.counts['training users']} training users, {self.counts['items']} items"
         )
-        return "\n".join([title, "-" * len(title), *(f"{name:<{width}}  {figure}" for name, figure in rows)])
+        label = "Not private: all figures but epsilon's, which read data without paying."
+        return "\n".join(
+            [title, "-" * len(title), *(f"{name:<{width}}  {figure}" for name, figure in rows), label]
+        )
 
 
 def write_report(result: DemoResult, path: Path) -> None:
@@ -112,7 +115,8 @@ def write_report(result: DemoResult, path: Path) -> None:
     )
     counts = ", ".join(f"{value:,} {name}" for name, value in result.counts.items())
     mechanisms = pd.DataFrame(list(receipt.mechanisms)).astype(object)
-    history = result.ledger_history[["purpose", "epsilon", "total", "settled"]].copy()
+    reservations = result.ledger_history.query("event == 'reservation'")
+    history = reservations[["purpose", "epsilon", "total", "settled"]].copy()
     for column in ("epsilon", "total"):
         history[column] = history[column].map(round_up)
     sections = [

@@ -49,7 +49,8 @@ class Frontier:
 
     def __repr__(self) -> str:
         dominated = int(self.dominated().sum())
-        return f"Frontier({self.y} against {self.x}, {len(self)} points, {dominated} dominated)"
+        note = f": {self.note}" if self.note else ""
+        return f"Frontier({self.y} against {self.x}, {len(self)} points, {dominated} dominated{note})"
 
     def dominated(self) -> NDArray[np.bool_]:
         """Which points another point beats: at least as good on both axes, and better on one.

@@ -2,7 +2,8 @@
 
 A *ranking* is a table with columns user, item and rank (integer, 1 is the top): what recommenders and
 re-rankers emit. A metric of rankings that depend on private data, or one that takes histories or held-out
-interactions, reads private data: its value is *not private* and must not leave as if it were.
+interactions, reads private data: its value is *not private* and must not leave as if it were. Budgeted
+statistics and metrics are in :class:`recsys_budget.privacy.PrivateQueries`.
 """
 
 from recsys_budget.metrics.diversity import (

@@ -56,7 +56,7 @@ def calibration_kl(ranking: Any, history: Interactions, *, alpha: float = 0.01) 
     is the mix of the history and q that of the list. In both, each item counts the same and spreads its
     weight evenly over its categories; items without a category do not count. Lower is better calibrated.
 
-    Not private: the values read the histories and are charged to no budget.
+    Not private: the values read the histories and are charged to no budget; their name says so.
 
     Args:
         ranking: Table with columns user, item, rank (integer, 1 is the top), one row a ranked item.
@@ -88,7 +88,7 @@ def calibration_kl(ranking: Any, history: Interactions, *, alpha: float = 0.01) 
     p[known] = _mix(history.matrix()[position[known]] @ shares)
     q = np.nan_to_num(_mix(ranked.matrix() @ shares))
     divergence = special.rel_entr(p, (1 - alpha) * q + alpha * p).sum(axis=1)
-    return ranked.per_user(np.clip(divergence, 0, -np.log(alpha)), "calibration_kl")
+    return ranked.per_user(np.clip(divergence, 0, -np.log(alpha)), "calibration_kl (not private)")
 
 
 def category_coverage(ranking: Any, catalogue: ItemCatalogue) -> pd.Series[float]:

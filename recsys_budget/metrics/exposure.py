@@ -72,7 +72,7 @@ def item_exposure(
 def gini(exposure: ArrayLike) -> float:
     """Gini coefficient of exposure: 0 when all items get the same, near 1 when one gets everything.
 
-    Half the mean absolute difference between two items, over the mean.
+    Half the mean absolute difference between two items, over the mean. Not private where the exposure is not.
 
     Args:
         exposure: One value an item (or provider), at least 0, shape ``(n,)``, such as :func:`item_exposure`.

@@ -35,7 +35,9 @@ def ranking_metrics(
       possible score is below 1 when R > k.
     - ``mrr@k``: 1 / rank of the first hit in the top k, or 0.
 
-    Not private: the figures read held-out interactions and are charged to no budget.
+    Not private: the figures read held-out interactions and are charged to no budget. The columns are headed
+    "not private", and means keep that heading. :meth:`recsys_budget.privacy.PrivateQueries.ranking_metrics`
+    gives means with noise that a budget pays for.
 
     Args:
         ranking: Table (pandas, polars or pyarrow) with columns user, item, rank (integer, 1 is the top), one
@@ -62,9 +64,9 @@ def ranking_metrics(
         >>> ranking = frame.assign(rank=[2, 1])
         >>> held_out = Interactions.from_frame(frame).where(np.array([True, False]))
         >>> ranking_metrics(ranking, held_out, ["recall@2", "mrr@2"])
-              recall@2  mrr@2
+        not private  recall@2  mrr@2
         user
-        u          1.0    0.5
+        u                 1.0    0.5
 
     References:
         Bassani (2022), "ranx", doi:10.1007/978-3-030-99739-7_30.
@@ -97,7 +99,8 @@ def ranking_metrics(
             with _ONE_CALL_AT_A_TIME:
                 found = kinds[kind](truth, run, k)
             scores[name][block] = found / np.minimum(k, counts) if kind == "recall" else found
-    return pd.DataFrame(scores, index=held_out.users[users].rename("user"))
+    frame = pd.DataFrame(scores, index=held_out.users[users].rename("user"))
+    return frame.rename_axis(columns="not private")
 
 
 def _parse(name: str) -> tuple[str, int]:

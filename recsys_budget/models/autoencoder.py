@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, cast
+from os import PathLike
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +16,21 @@ from scipy import sparse
 
 from recsys_budget._extras import extra
 from recsys_budget.data import Interactions
-from recsys_budget.errors import SpecificationError
+from recsys_budget.errors import CheckpointError, SpecificationError
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
     GaussianMechanism,
     Mechanism,
+    NoiseSource,
     PrivacyLedger,
     Receipt,
+    Reservation,
     SampledGaussianMechanism,
     SeededNoise,
     SystemNoise,
     epsilon,
     largest_steps,
+    release_sum,
     smallest_noise,
 )
 
@@ -33,7 +38,20 @@ with extra("train"):
     import torch
     from torch import Tensor, nn
 
-    from recsys_budget.training import UnitRows, train_private
+    from recsys_budget.training import (
+        Checkpoint,
+        TrainingRun,
+        TrainingState,
+        UnitRows,
+        has_checkpoint,
+        load_checkpoint,
+        save_checkpoint,
+        train_private,
+    )
+    from recsys_budget.training.loop import ALL_STEPS
+
+# Parameters of the class that say how it runs, and not what it computes.
+_RUNNING = ("progress", "checkpoint", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,9 @@ class PrivateAutoencoder(Recommender):
         counts_share: Share of the remaining epsilon at which the counts alone would be released.
         epsilon_path: Epsilons at which to keep a copy of the model. The whole path is paid for by the one
             reservation: it adds nothing to the cost.
+        checkpoint: Folder for this run's checkpoints, so that ``fit(..., resume=True)`` goes on after a
+            crash; it needs a ledger with a path. The folder holds released values alone. None keeps none.
+        checkpoint_every: Steps between two checkpoints.
         progress: Show a progress bar.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
@@ -101,6 +122,8 @@ class PrivateAutoencoder(Recommender):
         learning_rate: float = 0.01,
         counts_share: float = 0.1,
         epsilon_path: Sequence[float] = (),
+        checkpoint: str | PathLike[str] | None = None,
+        checkpoint_every: int = 50,
         progress: bool = True,
         insecure_seed: int | None = None,
     ) -> None:
@@ -113,37 +136,120 @@ class PrivateAutoencoder(Recommender):
         self.learning_rate = learning_rate
         self.counts_share = counts_share
         self.epsilon_path = epsilon_path
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.insecure_seed = insecure_seed
 
-    def fit(self, interactions: Interactions, *, ledger: PrivacyLedger) -> Self:
-        """Reserve, then train.
+    def fit(self, interactions: Interactions, *, ledger: PrivacyLedger, resume: bool = False) -> Self:
+        """Reserve, then train; afterwards the reservation is settled, so that what was not run is returned.
+
+        An interrupt (a notebook's stop button) while steps run ends training: the model has the parameters
+        after the last complete step, and the receipt says so.
 
         Args:
             interactions: Implicit feedback (ratings are ignored), over a declared catalogue.
             ledger: Of the population whose data this is.
+            resume: Go on from the checkpoint of a run that broke off, under its reservation: with the same
+                constants, the same data and the same ledger. Counts are not released again, and steps that
+                were paid for and then lost are not run again.
 
         Raises:
-            SpecificationError: Constants out of range, or a table that unaccounted reads have shaped.
+            SpecificationError: Constants out of range, a table that unaccounted reads have shaped, or a
+                checkpoint folder where another run has not ended; nothing was read or spent.
+            PopulationError: Some of these users spend from another population's budget.
             BudgetExceededError: Not even one step fits; nothing was read or spent.
-            NumericalError: Training diverged; what was reserved stays spent.
+            CheckpointError: There is no usable checkpoint to go on from; or one cannot be written, and then
+                the reservation stays open, so that the run can go on from the one before.
+            LedgerError: The ledger cannot be trusted or written.
+            NumericalError: Training diverged; what was run stays spent.
         """
         self._check(interactions)
-        counts, training = self._plan(ledger)
-        marks = self._marks(counts, training, ledger.cap.delta)
-        module = _linear_autoencoder(interactions.n_items, self.n_factors, self.insecure_seed)
-        noise = SystemNoise() if self.insecure_seed is None else SeededNoise(self.insecure_seed)
-        reservation = ledger.reserve((counts, training), purpose=f"fit {type(self).__name__}")
-
-        reservation.use(counts)
-        table = interactions.matrix()
-        noisy_counts = _unit_row_sum(table) + counts.noise_multiplier * noise.normal(interactions.n_items)
-        # Counts below the noise say nothing, so all of them start level.
-        floor = max(counts.noise_multiplier, 1.0)
-        with torch.no_grad():
-            cast(nn.Linear, module[-1]).bias.copy_(
-                torch.from_numpy(np.log(np.maximum(noisy_counts, floor) / floor))
+        self._check_checkpoint(ledger, resume)
+        ledger.register(interactions.users)
+        constants = {name: value for name, value in self.get_params().items() if name not in _RUNNING}
+        fixed = constants | {"items": _digest(interactions)}
+        start = None
+        if resume:
+            checkpoint = load_checkpoint(cast("str | PathLike[str]", self.checkpoint))
+            reservation, start = checkpoint.reopen(ledger, fixed), checkpoint.state
+            counts, training = cast(
+                "tuple[GaussianMechanism, SampledGaussianMechanism]", reservation.mechanisms
             )
+            marks = self._marks(counts, training, ledger.cap.delta)
+        else:
+            counts, training = self._plan(ledger)
+            marks = self._marks(counts, training, ledger.cap.delta)
+            reservation = ledger.reserve((counts, training), purpose=f"fit {type(self).__name__}")
+        noise = SystemNoise() if self.insecure_seed is None else SeededNoise(self.insecure_seed)
+
+        def keep(state: TrainingState) -> None:
+            assert self.checkpoint is not None
+            save_checkpoint(self.checkpoint, Checkpoint(state, fixed, reservation.id, ledger.head))
+
+        try:
+            module, run = self._train(
+                interactions,
+                reservation,
+                (counts, training),
+                noise,
+                snapshot_at=marks,
+                start=start,
+                keep=None if self.checkpoint is None else keep,
+            )
+        except CheckpointError:
+            raise  # left open, to go on from the checkpoint before
+        except BaseException:
+            reservation.commit()
+            raise
+        reservation.commit()
+        self.catalogue_ = interactions.catalogue
+        self.module_ = module
+        cut = run.stop_reason == ALL_STEPS and run.steps < self.steps
+        self.receipt_ = Receipt.write(
+            model=type(self).__name__,
+            private=noise.private,
+            ledger=ledger,
+            reservation=reservation,
+            steps=run.steps,
+            stop_reason="the next step would pass the cap" if cut else run.stop_reason,
+            constants=constants,
+            declared_public=("item catalogue", "about how many users there are", "constructor arguments"),
+        )
+        self.path_ = tuple(
+            PathPoint(
+                epsilon((counts, _shorter(training, steps)), ledger.cap.delta),
+                steps,
+                self._with_parameters(run.snapshots[steps]),
+            )
+            for steps in sorted(run.snapshots)
+        )
+        return self
+
+    def _train(
+        self,
+        interactions: Interactions,
+        reservation: Reservation,
+        mechanisms: tuple[GaussianMechanism, SampledGaussianMechanism],
+        noise: NoiseSource,
+        *,
+        start: TrainingState | None,
+        **when: Any,
+    ) -> tuple[nn.Sequential, TrainingRun]:
+        """Counts, unless the state to go on from has them, and then steps; each is paid for before it."""
+        counts, training = mechanisms
+        module = _linear_autoencoder(interactions.n_items, self.n_factors, self.insecure_seed)
+        if start is None:
+            reservation.use(counts)
+        table = interactions.matrix()
+        if start is None:
+            noisy = release_sum(_unit_row_sum(table), sensitivity=1.0, mechanism=counts, noise=noise)
+            # Counts below the noise say nothing, so all of them start level.
+            floor = max(counts.noise_multiplier, 1.0)
+            with torch.no_grad():
+                cast(nn.Linear, module[-1]).bias.copy_(
+                    torch.from_numpy(np.log(np.maximum(noisy, floor) / floor))
+                )
         run = train_private(
             module,
             table,
@@ -154,31 +260,12 @@ class PrivateAutoencoder(Recommender):
             expected_batch_size=self.sample_rate * self.declared_users,
             learning_rate=self.learning_rate,
             noise=noise,
-            snapshot_at=marks,
+            start=start,
+            keep_every=self.checkpoint_every,
             progress=self.progress,
+            **when,
         )
-        reservation.commit()
-        self.catalogue_ = interactions.catalogue
-        self.module_ = module
-        self.receipt_ = Receipt.write(
-            model=type(self).__name__,
-            private=noise.private,
-            ledger=ledger,
-            reservation=reservation,
-            steps=run.steps,
-            stop_reason="all steps ran" if run.steps == self.steps else "the next step would pass the cap",
-            constants={name: value for name, value in self.get_params().items() if name != "progress"},
-            declared_public=("item catalogue", "about how many users there are", "constructor arguments"),
-        )
-        self.path_ = tuple(
-            PathPoint(
-                epsilon((counts, _shorter(training, steps)), ledger.cap.delta),
-                steps,
-                self._with_parameters(run.snapshots[steps]),
-            )
-            for steps in sorted(marks)
-        )
-        return self
+        return module, run
 
     def _check(self, interactions: Interactions) -> None:
         if interactions.unaccounted:
@@ -186,7 +273,7 @@ class PrivateAutoencoder(Recommender):
                 "this table was shaped by reads of private data that no budget paid for: "
                 f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
             )
-        for name in ("declared_users", "n_factors", "steps"):
+        for name in ("declared_users", "n_factors", "steps", "checkpoint_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")
@@ -200,6 +287,25 @@ class PrivateAutoencoder(Recommender):
         seed = self.insecure_seed
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
             raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
+
+    def _check_checkpoint(self, ledger: PrivacyLedger, resume: bool) -> None:
+        if self.checkpoint is None:
+            if resume:
+                raise SpecificationError("nothing to resume from: give the model its checkpoint folder")
+            return
+        if ledger.path is None:
+            raise SpecificationError(
+                "a run goes on after a crash only if its ledger does: give the ledger a path or no checkpoint"
+            )
+        if self.insecure_seed is not None:
+            raise SpecificationError("seeded noise would repeat after a resumption: give no checkpoint")
+        if not resume and has_checkpoint(self.checkpoint):
+            checkpoint = load_checkpoint(self.checkpoint)
+            if not checkpoint.settled(ledger):
+                raise SpecificationError(
+                    f"{self.checkpoint} holds a run of {checkpoint.state.steps} steps that can go on: call "
+                    "fit with resume=True, or give another folder"
+                )
 
     def _plan(self, ledger: PrivacyLedger) -> tuple[GaussianMechanism, SampledGaussianMechanism]:
         """The schedule: a function of public constants and of what the ledger has left."""
@@ -264,11 +370,20 @@ def _multinomial_loss(logits: Tensor, row: Tensor) -> Tensor:
 
 
 def _unit_row_sum(table: sparse.csr_array) -> NDArray[np.float64]:
-    """Sum over users of the row divided by its Euclidean norm: a user changes it by at most 1."""
+    """Sum over users of the row divided by its Euclidean norm: a user changes it by at most 1.
+
+    Exactly so: entries are rounded down to multiples of 2**-26, which float64 adds without rounding up to
+    2**27 users.
+    """
     lengths = np.diff(table.indptr)
-    weights = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
+    weights = np.repeat(np.floor(2.0**26 / np.sqrt(np.maximum(lengths, 1))) * 2.0**-26, lengths)
     return np.asarray(np.bincount(table.indices, weights=weights, minlength=table.shape[1]), np.float64)
 
 
 def _shorter(training: SampledGaussianMechanism, steps: int) -> SampledGaussianMechanism:
     return SampledGaussianMechanism(training.noise_multiplier, training.sample_rate, steps)
+
+
+def _digest(interactions: Interactions) -> str:
+    """Of the item ids in their order: what a run goes on with must have the same columns."""
+    return hashlib.sha256("\0".join(interactions.catalogue.ids).encode()).hexdigest()

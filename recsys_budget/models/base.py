@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SpecificationError
+from recsys_budget.privacy import Receipt
 
 # Rows scored at a time, so that memory is batch x items and not users x items.
 _BATCH = 1024
@@ -23,9 +24,15 @@ class Recommender(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn shi
     """Base of all models, scikit-learn style: constructor arguments are public constants, data comes to fit.
 
     Models read a served user's own history when scoring, so users need not have been seen in training.
+
+    Attributes:
+        catalogue_: The item catalogue that the model was fitted on.
+        receipt_: What it cost and what it guarantees; of a model that reads without spending, that it is not
+            private. Written by ``fit``.
     """
 
     catalogue_: ItemCatalogue
+    receipt_: Receipt
 
     @abstractmethod
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:

@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from recsys_budget.data import Interactions
 from recsys_budget.errors import SpecificationError
 from recsys_budget.models.base import Recommender
+from recsys_budget.privacy import Receipt
 
 
 class Popularity(Recommender):
     """**Not private.** The same list for everybody: items by number of users."""
 
     def fit(self, interactions: Interactions) -> Self:
-        """Count users an item; reads private data without spending."""
+        """Count users an item. **Not private**: reads private data without spending."""
         self.counts_ = np.bincount(interactions.indices, minlength=interactions.n_items).astype(np.float32)
         self.catalogue_ = interactions.catalogue
+        self.receipt_ = _receipt(self)
         return self
 
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:
@@ -42,7 +44,7 @@ class EASE(Recommender):
         self.l2 = l2
 
     def fit(self, interactions: Interactions) -> Self:
-        """Solve for the weights; reads private data without spending."""
+        """Solve for the weights. **Not private**: reads private data without spending."""
         if not self.l2 > 0:
             raise SpecificationError(f"l2 is {self.l2}; it must be positive")
         table = interactions.matrix()
@@ -52,7 +54,17 @@ class EASE(Recommender):
         self.weights_ = -inverse / np.diag(inverse)
         np.fill_diagonal(self.weights_, 0.0)
         self.catalogue_ = interactions.catalogue
+        self.receipt_ = _receipt(self)
         return self
 
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:
         return np.asarray(batch.matrix() @ self.weights_, np.float32)
+
+
+def _receipt(model: Recommender) -> Receipt:
+    return Receipt.not_private(
+        model=type(model).__name__,
+        reason="it reads private data without spending",
+        constants=model.get_params(),
+        declared_public=("constructor arguments",),
+    )

@@ -61,6 +61,11 @@ class SampledGaussianMechanism:
 Mechanism = GaussianMechanism | SampledGaussianMechanism
 
 
+def releases(mechanism: Mechanism) -> int:
+    """How many releases a reserved mechanism grants."""
+    return getattr(mechanism, "steps", 1)
+
+
 def _check_noise(noise_multiplier: float) -> None:
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= LEAST_NOISE):
         raise SpecificationError(

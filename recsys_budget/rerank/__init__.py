@@ -1,6 +1,7 @@
 """Slates that satisfy every hard rule, each answer with a certificate."""
 
 from recsys_budget.rerank.certificate import Certificate
+from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.frames import top_k
 from recsys_budget.rerank.mixture import Mixtures, ParityReranker
 from recsys_budget.rerank.objective import (
@@ -20,6 +21,7 @@ from recsys_budget.rerank.scores import Scores
 __all__ = [
     "SLATES_SCHEMA",
     "Certificate",
+    "Conflict",
     "Coverage",
     "Diversity",
     "Engagement",
@@ -30,8 +32,10 @@ __all__ = [
     "Objective",
     "ObjectiveFloor",
     "ParityReranker",
+    "Relaxation",
     "Reranker",
     "Scores",
+    "Shortage",
     "Slates",
     "no_slates",
     "rerank_part",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from recsys_budget.constraints import TOLERANCE, Constraint, Population
+from recsys_budget.constraints import TOLERANCE, Population
 from recsys_budget.errors import NumericalError
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.integer import Solution, search
@@ -68,32 +68,6 @@ def solve_general(question: Question) -> Outcome:
         problem.versions(name),
         stopped,
     )
-
-
-def feasible_slates(
-    constraints: list[Constraint], population: Population, solver: str | None
-) -> NDArray[np.integer] | None:
-    """Some slates that satisfy these hard rules, or None where the solver finds that there are none.
-
-    Raises:
-        NumericalError: The solver stopped without an answer, or its slates violate a rule.
-    """
-    name = solver if solver is not None and problem.solves_integers(solver) else "HIGHS"
-    model = assemble(None, constraints, population, problem.express)
-    found = search(model, problem.integer_solver(name), gap=1e-6, max_solves=100)
-    if found.infeasible:
-        return None
-    if found.z is None:
-        raise NumericalError(f"{name} neither found a slate nor a proof that there is none ({found.status})")
-    slates = model.slates(found.z)
-    for rule in constraints:
-        about = population if rule.scope == "population" else population.of(0)
-        violation = rule.measure(slates if rule.scope == "population" else slates[0][slates[0] >= 0], about)
-        if not violation <= TOLERANCE:
-            raise NumericalError(
-                f"{name} offered a selection that violates {rule.name!r}; try another solver"
-            )
-    return slates
 
 
 def _solve(question: Question, part: Population, model: Model, name: str) -> Solution:

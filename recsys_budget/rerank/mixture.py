@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,10 @@ from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import InfeasibleError, NumericalError, SpecificationError
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.certificate import Certificate, relative_gap
-from recsys_budget.rerank.conflict import infeasible, minimal_conflict
+from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.fast import library
 from recsys_budget.rerank.frames import CandidateTable
-from recsys_budget.rerank.general import feasible_slates
+from recsys_budget.rerank.infeasibility import find_conflict
 from recsys_budget.rerank.objective import Diversity, Engagement
 from recsys_budget.rerank.routes.exposure import ExposureRankings, solve_exposure
 from recsys_budget.rerank.structure import Gains, Quotas
@@ -209,8 +210,9 @@ class ParityReranker:
 
     def _impossible(self, alone: Population) -> InfeasibleError:
         rules = list(self._rules)
-        if feasible_slates(rules, alone, None) is None:
-            return infeasible(minimal_conflict(rules, alone, None), alone)
+        # Where the rules can be satisfied without parity, no conflict is found among them.
+        with suppress(NumericalError):
+            return infeasible(find_conflict(rules, alone, np.zeros(1, np.intp)))
         names = [self.parity.name, *(rule.name for rule in rules)]
         return InfeasibleError(
             f"user {alone.users[0]!r}: no mixture of rankings keeps {self.parity.name!r} together with "

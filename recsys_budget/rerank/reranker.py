@@ -17,18 +17,15 @@ from recsys_budget.constraints.engagement import engagement
 from recsys_budget.constraints.policy import require_unique_names
 from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.errors import InfeasibleError, NumericalError, SolverTimeoutError, SpecificationError
+from recsys_budget.errors import NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
-from recsys_budget.rerank.conflict import infeasible, minimal_conflict
+from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.dispatch import ROUTES, answer
 from recsys_budget.rerank.frames import CandidateTable, in_kind
-from recsys_budget.rerank.general import feasible_slates
+from recsys_budget.rerank.infeasibility import find_conflict
 from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
 from recsys_budget.rerank.question import Outcome, Question
-
-# Users who are asked one by one whether their own rules leave them a slate, when all together have none.
-_TRIED = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +208,7 @@ class Reranker:
             raise SpecificationError(
                 f"route {route!r} does not take problems of this structure; leave it out"
             )
-        self._require_slates(outcome, table, time_limit)
+        self._require_slates(outcome, table, time_limit, deadline)
         violations, penalties, shared = self._verify(outcome.chosen, table, outcome.solver)
         per_user, objective, bound = self._figures(outcome, table, penalties, shared)
         certificate = Certificate(
@@ -324,26 +321,23 @@ class Reranker:
                 "the result not private"
             )
 
-    def _require_slates(self, outcome: Outcome, table: Population, time_limit: float | None) -> None:
+    def _require_slates(
+        self, outcome: Outcome, table: Population, time_limit: float | None, deadline: float
+    ) -> None:
         """Raise unless every user has a slate, saying why not."""
         without = np.flatnonzero((outcome.chosen < 0).all(axis=1))
         impossible = np.flatnonzero(outcome.infeasible)
-        hard = [rule for rule in self._rules if rule.hard]
-        own = [rule for rule in hard if rule.scope == "user"]
-        if outcome.conflict:
-            named = ", ".join(map(repr, outcome.conflict))
-            raise InfeasibleError(
-                f"all {len(table)} users together: no slates satisfy together {named}; relax one of these "
-                "constraints, or pass candidates that offer more",
-                user=None,
-                conflict=outcome.conflict,
-            )
-        for u in impossible[:_TRIED]:
-            alone = Population.of_one(table.of(int(u)))
-            if len(own) == len(hard) or feasible_slates(own, alone, self.solver) is None:
-                raise infeasible(minimal_conflict(own, alone, self.solver), alone)
         if len(impossible):
-            raise infeasible(minimal_conflict(hard, table, self.solver), table)
+            raise infeasible(
+                find_conflict(
+                    self._rules,
+                    table,
+                    impossible,
+                    solver=self.solver,
+                    deadline=deadline,
+                    named=outcome.conflict,
+                )
+            )
         if len(without):
             first = ", ".join(repr(table.users[u]) for u in without[:3])
             if not outcome.stopped or time_limit is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from recsys_budget._extras import extra
 from recsys_budget.errors import NumericalError, SpecificationError
-from recsys_budget.privacy import NoiseSource
+from recsys_budget.privacy import GaussianMechanism, NoiseSource, release_sum
 
 with extra("train"):
     import torch
@@ -38,7 +38,8 @@ class UnitRows(nn.Module):
 # Layers that treat each row of a batch apart and whose per-row gradient norm Opacus computes exactly:
 # tests/test_training.py holds each to one backward pass a user.
 _ALLOWED = (nn.Linear, nn.Tanh, nn.ReLU, nn.Identity, UnitRows)
-# Values beyond this could overflow or cancel in float32, and no table of interactions holds any.
+# Of larger activations the squares could be huge where those of gradients vanish in float32, and the product
+# of the two would be a wrong norm. No table of interactions holds any such value.
 _LARGEST = 1e6
 # Gradients are clipped a little below the bound, so that the bound holds despite float32 rounding of the sum.
 _MARGIN = 1 - 1e-3
@@ -81,6 +82,7 @@ class PrivateStep:
         self._wrapped = GradSampleModuleFastGradientClipping(
             module, loss_reduction="sum", max_grad_norm=max_grad_norm, use_ghost_clipping=True
         )
+        self._layers = list(module)  # Opacus's hooks are on them
         self._optimizer = _Optimizer(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -114,24 +116,28 @@ class PrivateStep:
         """Leave the sum of clipped per-user gradients in ``p.grad``."""
         self._optimizer.zero_grad()
         self._clear()
-        # Written so that NaN fails. A user who is left out, here or below, adds zero.
-        rows = rows[(rows.abs() <= _LARGEST).all(dim=1)]
         if len(rows) == 0:
             return
-        outputs = self._wrapped(rows)
+        usable = torch.ones(len(rows), dtype=torch.bool)
+        outputs: Any = rows
+        for layer in self._layers:
+            # Written so that NaN fails.
+            usable &= (outputs.detach().abs() <= _LARGEST).all(dim=1)
+            outputs = layer(outputs)
         leaf = outputs.detach().requires_grad_()
         (towards,) = torch.autograd.grad(torch.func.vmap(loss)(leaf, rows).sum(), leaf)
-        finite = torch.isfinite(towards).all(dim=1)
-        towards = torch.where(finite[:, None], towards, 0.0)
         outputs.backward(towards, retain_graph=True)  # Opacus's hooks find the norms
         norms = self._wrapped.get_norm_sample()
-        usable = torch.isfinite(norms)
-        weights = torch.where(usable, (self._bound / (norms + 1e-6)).clamp(max=1.0), 0.0)
-        towards = torch.where(usable[:, None], weights[:, None] * towards, 0.0)
+        usable &= torch.isfinite(towards).all(dim=1) & torch.isfinite(norms)
+        if not bool(usable.all()):
+            # A user who is left out adds zero. A weight of zero would not do: times infinity it is NaN.
+            self._sum_clipped(rows[usable], loss)
+            return
+        weights = (self._bound / (norms + 1e-6)).clamp(max=1.0)
         self._clear()
         self._wrapped.disable_hooks()
         try:
-            outputs.backward(towards)
+            outputs.backward(weights[:, None] * towards)
         finally:
             self._wrapped.enable_hooks()
 
@@ -186,8 +192,16 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opac
         self._noise = noise
 
     def add_noise(self) -> None:
-        """Replace each gradient by the clipped sum plus noise."""
-        scale = self.noise_multiplier * self.max_grad_norm
-        for p in self.params:
-            draw = torch.from_numpy(self._noise.normal(p.numel())).reshape(p.shape)
-            p.grad = (p.summed_grad.to(draw.dtype) + scale * draw).to(p.dtype)
+        """Replace each gradient by its part of the clipped sum plus noise: one release for all parameters."""
+        total = torch.cat([p.summed_grad.flatten() for p in self.params]).double().numpy()
+        noisy = torch.from_numpy(
+            release_sum(
+                total,
+                sensitivity=self.max_grad_norm,
+                mechanism=GaussianMechanism(self.noise_multiplier),
+                noise=self._noise,
+            )
+        )
+        parts = torch.split(noisy, [p.numel() for p in self.params])
+        for p, part in zip(self.params, parts, strict=True):
+            p.grad = part.reshape(p.shape).to(p.dtype)

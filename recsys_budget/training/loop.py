@@ -6,15 +6,15 @@ import copy
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from scipy import sparse
 from tqdm.auto import tqdm
 
 from recsys_budget._extras import extra
-from recsys_budget.errors import SpecificationError
+from recsys_budget.errors import ReservationUsedUpError, SpecificationError
 from recsys_budget.privacy import NoiseSource, Reservation, SampledGaussianMechanism
 
 with extra("train"):
@@ -32,17 +32,41 @@ if TYPE_CHECKING:
 # longer than they work. Measured with 2 threads on 2 cores, one of them busy: steps 15 to 30 times slower.
 _SMALL = 5e8
 
+ALL_STEPS = "all steps ran"
+USED_UP = "the next step would pass what was reserved"
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training run stands: released values alone, so that keeping it costs nothing.
+
+    Attributes:
+        steps: Steps that led here.
+        parameters: Of the module.
+        moments: Adam's, which are functions of noisy sums; empty before the first step.
+        snapshots: See :class:`TrainingRun`.
+    """
+
+    steps: int
+    parameters: StateDict
+    moments: StateDict = field(default_factory=dict)
+    snapshots: Mapping[int, StateDict] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class TrainingRun:
     """What a training run did.
 
     Attributes:
-        steps: Steps run.
-        snapshots: Parameters after each step that was asked for, keyed by the number of steps.
+        steps: Steps that led to the parameters, those before a resumption among them.
+        stop_reason: Why it ended, in words: "all steps ran", "the next step would pass what was reserved"
+            or "interrupted".
+        snapshots: Parameters after each number of paid steps that was asked for, keyed by it.
     """
 
     steps: int
+    stop_reason: str
     snapshots: Mapping[int, StateDict]
 
 
@@ -58,6 +82,9 @@ def train_private(
     learning_rate: float,
     noise: NoiseSource,
     snapshot_at: Collection[int] = (),
+    start: TrainingState | None = None,
+    keep: Callable[[TrainingState], None] | None = None,
+    keep_every: int = 50,
     progress: bool = True,
 ) -> TrainingRun:
     """Train a module with differentially private gradient steps (Adam), one user being one sample.
@@ -65,26 +92,34 @@ def train_private(
     Each step takes one release from the reservation *before* it reads a row, draws a fresh Poisson sample of
     the users, clips each sampled user's gradient, and adds Gaussian noise. Adam sees noisy gradients only.
 
+    The step that nothing was reserved for does not run: training ends, and the module has the parameters from
+    before it. An interrupt (``KeyboardInterrupt``, a notebook's stop button) ends training in the same way.
+
     Args:
-        module: A ``torch.nn.Sequential`` of the layers that ``PrivateStep`` allows. It receives the released
-            parameters, and nothing else, when training ends, or stops for whatever reason.
+        module: A ``torch.nn.Sequential`` of the layers that ``PrivateStep`` allows. It receives the
+            parameters after the last complete step, and nothing else, when training ends for whatever reason.
         rows: Users x items, private; row i is all that is read of user i.
         loss: From one user's outputs and row to a scalar; see ``PrivateStep``.
         mechanism: The reserved schedule: noise, sample rate and number of steps.
-        reservation: Paid permission for it.
+        reservation: Paid permission for it. Settling it is left to the caller.
         max_grad_norm: Per-user clip bound.
         expected_batch_size: Public constant that noisy sums are divided by.
         learning_rate: Adam's.
         noise: Source of the sampling masks and the noise.
-        snapshot_at: Step counts after which to keep a copy of the parameters.
+        snapshot_at: Numbers of paid steps after which to keep a copy of the parameters.
+        start: State to go on from, under a reservation whose releases up to there were taken. Steps that were
+            paid for and then lost in a crash are not run again.
+        keep: Called with the state before the first step, after every ``keep_every``, and after the last.
+        keep_every: Steps between two calls of ``keep``.
         progress: Show a progress bar.
 
     Returns:
-        Steps run and snapshots.
+        Steps run, why they ended, and snapshots.
 
     Raises:
-        SpecificationError: Constants out of range, or a module that is not allowed; nothing was read.
-        ReservationError: The reservation does not grant the schedule, or is used up.
+        SpecificationError: Constants out of range, rows that are not a sparse matrix, a module that is not
+            allowed, or a state of another module; nothing was read.
+        ReservationError: The reservation does not grant the schedule; nothing was read.
         NumericalError: Training diverged.
 
     References:
@@ -94,39 +129,94 @@ def train_private(
         "expected_batch_size": expected_batch_size,
         "max_grad_norm": max_grad_norm,
         "learning_rate": learning_rate,
+        "keep_every": keep_every,
     }
     for name, value in constants.items():
         if not (math.isfinite(value) and value > 0):
             raise SpecificationError(f"{name} is {value}; it must be positive and finite")
+    if not sparse.issparse(rows) or rows.format != "csr":
+        # A loader would draw its own batches, and only Poisson samples cost what is accounted.
+        raise SpecificationError(
+            f"rows are a {type(rows).__name__}; give all users as one scipy.sparse.csr_array: batches are "
+            "Poisson samples drawn by the loop itself"
+        )
     # Opacus leaves exact sums and norms of the last batch on what it trains, so it gets a copy.
     copied = copy.deepcopy(module)
+    adam = torch.optim.Adam(copied.parameters(), lr=learning_rate)
     step = PrivateStep(
         copied,
-        torch.optim.Adam(copied.parameters(), lr=learning_rate),
+        adam,
         noise_multiplier=mechanism.noise_multiplier,
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
         noise=noise,
     )
+    paid = 0
+    if start is None:
+        start = TrainingState(0, _values(copied))
+    else:
+        _restore(start, copied, adam)
+        paid = reservation.used(mechanism)
     copied.train()
-    snapshots: dict[int, StateDict] = {}
+    steps, parameters = start.steps, start.parameters
+    # What a crash took away is given as it stood before: a mark in between has been paid for all the same.
+    snapshots = {mark: parameters for mark in snapshot_at if steps <= mark <= paid} | dict(start.snapshots)
+    stop_reason = None
+    if keep is not None and steps == 0:
+        keep(start)
     try:
         with _threads_worth_their_while(expected_batch_size * sum(p.numel() for p in copied.parameters())):
-            for number in tqdm(range(1, mechanism.steps + 1), desc="private steps", disable=not progress):
+            for number in tqdm(
+                range(paid + 1, mechanism.steps + 1),
+                desc="private steps",
+                initial=paid,
+                total=mechanism.steps,
+                disable=not progress,
+            ):
                 reservation.use(mechanism)
                 chosen = np.flatnonzero(noise.uniform(rows.shape[0]) < mechanism.sample_rate)
                 step(torch.from_numpy(rows[chosen].toarray().astype(np.float32, copy=False)), loss)
+                steps, parameters = steps + 1, _values(copied)
                 if number in snapshot_at:
-                    snapshots[number] = _values(copied)
+                    snapshots[number] = parameters
+                if keep is not None and (steps % keep_every == 0 or number == mechanism.steps):
+                    keep(TrainingState(steps, parameters, _moments(adam), dict(snapshots)))
+    except ReservationUsedUpError:
+        stop_reason = USED_UP
+    except KeyboardInterrupt:
+        stop_reason = INTERRUPTED
     finally:
-        module.load_state_dict(_values(copied))
+        module.load_state_dict(parameters)
         module.eval()
-    return TrainingRun(mechanism.steps, snapshots)
+    return TrainingRun(steps, stop_reason or (ALL_STEPS if steps == mechanism.steps else USED_UP), snapshots)
 
 
 def _values(module: nn.Module) -> StateDict:
     """The parameters as fresh tensors: attributes that Opacus put on them stay behind."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _moments(adam: torch.optim.Adam) -> StateDict:
+    """Adam's state, flat: what it holds of each parameter, by the parameter's place."""
+    return {
+        f"{place}.{name}": value.detach().clone()
+        for place, values in adam.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _restore(state: TrainingState, module: nn.Module, adam: torch.optim.Adam) -> None:
+    own = module.state_dict()
+    if {name: value.shape for name, value in state.parameters.items()} != {
+        n: v.shape for n, v in own.items()
+    }:
+        raise SpecificationError("the state to go on from is of a module with other parameters")
+    module.load_state_dict(state.parameters)
+    values: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.moments.items():
+        place, _, name = key.partition(".")
+        values.setdefault(int(place), {})[name] = value
+    adam.load_state_dict(cast("dict[str, object]", adam.state_dict()) | {"state": values})
 
 
 @contextmanager
