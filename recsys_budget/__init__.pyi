@@ -60,4 +60,7 @@ from .rerank import Novelty as Novelty
 from .rerank import ObjectiveFloor as ObjectiveFloor
 from .rerank import ParityReranker as ParityReranker
 from .rerank import Reranker as Reranker
+from .rerank import Scores as Scores
+from .rerank import rerank_part as rerank_part
+from .rerank import rerank_parts as rerank_parts
 from .rerank import top_k as top_k

@@ -12,7 +12,17 @@ from typing import Any
 
 
 class RecsysBudgetError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error raised on purpose by this package. Errors keep their fields when pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args), vars(self)
+
+
+def _rebuilt(kind: type[RecsysBudgetError], args: tuple[Any, ...]) -> RecsysBudgetError:
+    """An error without its fields, as constructors ask for more than the message."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class DataError(RecsysBudgetError, ValueError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from recsys_budget import __version__
 from recsys_budget.data import BUNDLED, BUNDLED_SEED, DATASETS, load_dataset, make_interactions
 from recsys_budget.data.synthetic import LARGE
-from recsys_budget.errors import RecsysBudgetError
+from recsys_budget.errors import InfeasibleError, RecsysBudgetError
 
 _EDITIONS = {"bundled": BUNDLED, "large": LARGE}
 
@@ -22,11 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None takes them from the process.
 
     Returns:
-        0 when done; 1 when this package refused, with the reason on standard error. Wrong usage exits with 2.
+        0 when done; 1 when this package refused and 3 when no slates satisfy the rules, with the reason on
+        standard error. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except InfeasibleError as error:
+        print(f"recsys-budget: {error}", file=sys.stderr)
+        return 3
     except RecsysBudgetError as error:
         print(f"recsys-budget: {error}", file=sys.stderr)
         return 1
@@ -49,6 +53,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(run=_demo)
+
+    rerank = commands.add_parser(
+        "rerank", help="choose slates from a file of candidates, under the rules of a policy"
+    )
+    rerank.add_argument("candidates", type=Path, help="csv, tsv or parquet: user, item, relevance")
+    rerank.add_argument("--policy", type=Path, required=True, help="the rules, in YAML or JSON")
+    rerank.add_argument("--catalogue", type=Path, required=True, help="csv, tsv or parquet: item and facts")
+    rerank.add_argument("-o", "--output", type=Path, required=True, help="slates: csv or parquet")
+    rerank.add_argument("--certificate", type=Path, help="where to write the certificate, in JSON")
+    rerank.add_argument("--history", type=Path, help="csv, tsv or parquet: what users had used")
+    rerank.add_argument(
+        "--attribute",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="a column of numbers in the catalogue, for rules about it; may be repeated",
+    )
+    rerank.add_argument(
+        "--objective",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="engagement, diversity, coverage, history-match or novelty; may be repeated to add up "
+        "(default: engagement)",
+    )
+    rerank.add_argument("--solver", help="a solver by its name in cvxpy (default: the fastest route)")
+    rerank.add_argument("--gap", type=float, default=1e-3, help="relative gap (default: %(default)s)")
+    rerank.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop searching after this")
+    rerank.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+    rerank.set_defaults(run=_rerank, usage=rerank.error)
 
     data = commands.add_parser("data", help="list, fetch or generate data").add_subparsers(
         required=True, metavar="ACTION"
@@ -80,6 +114,31 @@ def _demo(options: argparse.Namespace) -> None:
     )
     print(result.summary())
     print(f"\nReport: {options.out / 'report.html'}")
+
+
+def _rerank(options: argparse.Namespace) -> None:
+    from recsys_budget.cli.rerank import rerank_file, weighted
+
+    try:
+        objective = [weighted(text) for text in options.objective]
+    except argparse.ArgumentTypeError as error:
+        options.usage(f"argument --objective: {error}")
+    slates = rerank_file(
+        options.candidates,
+        policy=options.policy,
+        catalogue=options.catalogue,
+        output=options.output,
+        certificate=options.certificate,
+        history=options.history,
+        attributes=options.attribute,
+        objective=objective,
+        solver=options.solver,
+        gap=options.gap,
+        time_limit=options.time_limit,
+        progress=not options.quiet,
+    )
+    if not options.quiet:
+        print(slates.certificate)
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import narwhals as nw
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recsys_budget.errors import DataError
@@ -41,10 +43,7 @@ def id_codes(column: nw.Series[Any], name: str) -> tuple[NDArray[np.intp], NDArr
         DataError: An id is missing or empty, or the column holds floats or a mixture: converting those would
             merge ids that differ.
     """
-    rows = column.to_pandas()
-    if isinstance(rows.dtype, pd.CategoricalDtype):
-        rows = rows.astype(rows.cat.categories.dtype)
-    codes, values = pd.factorize(rows)  # checked once an id, not once a row
+    codes, values = _distinct(column.to_pandas())  # checked once an id, not once a row
     if (codes < 0).any():
         row = int((codes < 0).argmax())
         raise DataError("a missing id; fill or drop such rows first", line=row + 1, column=name)
@@ -62,9 +61,46 @@ def id_codes(column: nw.Series[Any], name: str) -> tuple[NDArray[np.intp], NDArr
     return np.asarray(codes, np.intp), strings
 
 
+def _distinct(rows: pd.Series[Any]) -> tuple[NDArray[np.intp], Any]:
+    """Position of each row's value among the distinct ones, -1 where it is missing; and these values.
+
+    As ``pandas.factorize``, faster where values are few (a categorical), dense (integers that count
+    something) or come in runs (a table sorted by user).
+    """
+    values: Any = rows.array
+    if isinstance(rows.dtype, pd.CategoricalDtype):
+        codes = rows.cat.codes.to_numpy()
+        used = np.bincount(codes[codes >= 0], minlength=len(rows.cat.categories)) > 0
+        position = np.append(np.cumsum(used) - 1, -1)  # a missing value's code is -1, the last
+        return position[codes], rows.cat.categories[used]
+    plain = rows.dtype in (np.dtype(np.int64), np.dtype(np.int32))
+    if plain or rows.dtype == "str":
+        values = rows.to_numpy() if plain else values
+        some = values[:4096]  # they tell whether to look for runs
+        if len(some) and np.count_nonzero(some[1:] != some[:-1]) < len(some) // 4:
+            starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+            codes, distinct = pd.factorize(values[starts])
+            return np.repeat(codes, np.diff(starts, append=len(rows))), distinct
+    if len(rows) and plain and int(values.max()) - (low := int(values.min())) <= len(rows):
+        dense = values.astype(np.int64) - low
+        seen = np.bincount(dense) > 0
+        return (np.cumsum(seen) - 1)[dense], np.flatnonzero(seen) + low
+    return pd.factorize(rows)
+
+
 def shortlex(ids: Iterable[str]) -> list[str]:
     """The distinct ids, shorter ones first and then alphabetically, so that "2" precedes "10"."""
     return sorted(set(ids), key=lambda s: (len(s), s))
+
+
+def in_shortlex(ids: NDArray[np.object_]) -> tuple[pd.Index[Any], NDArray[np.int64]]:
+    """Distinct ids in the order of :func:`shortlex`, and the place of each id in it."""
+    texts = pa.array(ids, pa.large_string())  # whose order by bytes is that by code points
+    keys = pa.table({"length": pc.utf8_length(texts), "text": texts})
+    order = pc.sort_indices(keys, [("length", "ascending"), ("text", "ascending")]).to_numpy()
+    places = np.empty(len(ids), np.int64)
+    places[order] = np.arange(len(ids))
+    return pd.Index(ids[order], dtype="str"), places
 
 
 def text_strings(column: nw.Series[Any]) -> NDArray[np.object_]:

@@ -57,7 +57,7 @@ def read_interactions(
         DataError: The file cannot be read, or a cell cannot be used. ``path``, ``line`` (1-based, as an
             editor counts; the row in a parquet file) and ``column`` say where.
     """
-    file = _table_file(path, (user, item))
+    file = table_file(path, (user, item))
     table = file.read()
     with file.located():
         return Interactions.from_frame(
@@ -102,7 +102,7 @@ def read_catalogue(
         DataError: The file cannot be read, or a cell cannot be used; says where, as in
             :func:`read_interactions`.
     """
-    file = _table_file(path, (item,))
+    file = table_file(path, (item,))
     table = file.read()
     with file.located():
         return ItemCatalogue.from_frame(
@@ -278,7 +278,16 @@ class DelimitedFile(TableFile):
             raise DataError(f"cannot be read: {error}", path=self.path) from error
 
 
-def _table_file(path: str | PathLike[str], columns: tuple[str, ...]) -> TableFile:
+def table_file(path: str | PathLike[str], columns: tuple[str, ...]) -> TableFile:
+    """The file as its suffix says, as in :func:`read_interactions`.
+
+    Args:
+        path: Where it is.
+        columns: Columns that a text file must have.
+
+    Raises:
+        DataError: The suffix is not known.
+    """
     path = Path(path)
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     match suffix.removesuffix(".gz").lower():

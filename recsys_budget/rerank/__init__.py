@@ -14,9 +14,12 @@ from recsys_budget.rerank.objective import (
     Objective,
     ObjectiveFloor,
 )
+from recsys_budget.rerank.partitions import SLATES_SCHEMA, no_slates, rerank_part, rerank_parts
 from recsys_budget.rerank.reranker import Reranker, Slates
+from recsys_budget.rerank.scores import Scores
 
 __all__ = [
+    "SLATES_SCHEMA",
     "Certificate",
     "Conflict",
     "Coverage",
@@ -31,7 +34,11 @@ __all__ = [
     "ParityReranker",
     "Relaxation",
     "Reranker",
+    "Scores",
     "Shortage",
     "Slates",
+    "no_slates",
+    "rerank_part",
+    "rerank_parts",
     "top_k",
 ]

@@ -1,30 +1,54 @@
-"""Long frames of candidates in, long frames of slates out; sorted once, sliced by offsets."""
+"""Candidates in, as long frames or matrices of scores; long frames of slates out, of the same kind."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.constraints import Population, SlateSize
 from recsys_budget.constraints.engagement import category_shares
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.data._columns import finite_numbers, id_codes, pick, shortlex
+from recsys_budget.data._columns import finite_numbers, id_codes, in_shortlex, pick
 from recsys_budget.errors import DataError, SpecificationError
+from recsys_budget.rerank.grouping import Grouping
+from recsys_budget.rerank.scores import Scores
 
 
+@dataclass(frozen=True, eq=False)
 class CandidateTable(Population):
-    """A population as read from a table, and written to one."""
+    """A population as read from a table, and written to one.
+
+    Attributes:
+        library: Whose tables the candidates came in, and slates are to leave in.
+    """
+
+    library: nw.Implementation = nw.Implementation.PANDAS
+
+    @classmethod
+    def read(
+        cls, candidates: Any, catalogue: ItemCatalogue, k: int, history: Interactions | None = None
+    ) -> CandidateTable:
+        """Read candidates in any form: see :meth:`from_frame` and :class:`~recsys_budget.rerank.Scores`."""
+        if not isinstance(candidates, Scores):
+            return cls.from_frame(candidates, catalogue, k, history)
+        users, offsets, items, relevance = candidates.rows(len(catalogue))
+        mixes = None if history is None else _mixes(users, catalogue, history)
+        return cls(catalogue, users, offsets, items, relevance, k, mixes)
 
     @classmethod
     def from_frame(
         cls, frame: Any, catalogue: ItemCatalogue, k: int, history: Interactions | None = None
     ) -> CandidateTable:
         """Read a long frame with columns user, item and relevance, rows in any order.
+
+        Rows that stand user by user, best first, are not sorted again.
 
         Args:
             frame: pandas, polars or pyarrow table.
@@ -53,35 +77,35 @@ class CandidateTable(Population):
                 line=row + 1,
                 column="item",
             )
-        users = pd.Index(shortlex(user_ids), dtype="str")
-        rows = np.asarray(users.get_indexer(pd.Index(user_ids, dtype="str")), np.int64)[codes]
-
-        pairs = rows * len(catalogue) + items
-        if (np.diff(np.sort(pairs)) == 0).any():
-            row = int(pd.Series(pairs).duplicated().argmax())
+        users, ranks = in_shortlex(user_ids)
+        rows = ranks[codes]
+        groups = Grouping.of(rows, items, relevance, len(users))
+        if groups is None:
+            row = _repeated(rows, items)
             raise DataError(
                 f"user {users[rows[row]]!r} and item {item_ids[item_codes[row]]!r} are paired twice; keep "
                 "one row a pair",
                 line=row + 1,
                 column="item",
             )
-        order = _order(rows, relevance, items)
+        if groups.order is not None:
+            items, relevance = items[groups.order], relevance[groups.order]
         return cls(
             catalogue=catalogue,
             users=users,
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64),
-            items=items[order],
-            relevance=relevance[order],
+            offsets=groups.offsets,
+            items=items,
+            relevance=relevance,
             k=k,
             history=None if history is None else _mixes(users, catalogue, history),
+            library=table.implementation,
         )
 
     def slates(self, chosen: NDArray[np.integer]) -> pd.DataFrame:
         """One row a user and chosen item: user, item, rank (from 1, int64), relevance.
 
         Args:
-            chosen: As in :class:`~recsys_budget.constraints.Population`, each slate's empty places at its
-                end.
+            chosen: As in :class:`~recsys_budget.constraints.Population`, empty places last.
         """
         filled = chosen >= 0
         rows = self.rows(chosen)[filled]
@@ -95,11 +119,18 @@ class CandidateTable(Population):
         )
 
 
-def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
+def in_kind(frame: pd.DataFrame, library: Any) -> Any:
+    """The frame as a table of this library, a ``narwhals.Implementation``."""
+    if library.is_pandas():
+        return frame
+    return nw.from_arrow(pa.Table.from_pandas(frame, preserve_index=False), backend=library).to_native()
+
+
+def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> Any:
     """Each user's k most relevant candidates: the slates before any constraint or diversity.
 
     Args:
-        candidates: Long frame with columns user, item, relevance, as for ``Reranker.rerank``.
+        candidates: As for ``Reranker.rerank``.
         catalogue: The catalogue that the items are from; ties break by its order.
         k: Items a slate, at least 1; a user with fewer candidates gets all of them.
 
@@ -111,33 +142,15 @@ def top_k(candidates: Any, catalogue: ItemCatalogue, k: int) -> pd.DataFrame:
         SpecificationError: k is not a whole number of at least 1.
     """
     size = SlateSize(k).k
-    table = CandidateTable.from_frame(candidates, catalogue, size)
+    table = CandidateTable.read(candidates, catalogue, size)
     places = np.arange(size)
-    return table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+    slates = table.slates(np.where(places < np.diff(table.offsets)[:, None], places, -1))
+    return in_kind(slates, table.library)
 
 
-def _order(
-    rows: NDArray[np.int64], relevance: NDArray[np.float64], items: NDArray[np.intp]
-) -> NDArray[np.intp]:
-    """Rows by user, falling relevance and catalogue: as ``np.lexsort((items, -relevance, rows))`` does."""
-    in_blocks = bool((np.diff(rows) >= 0).all())
-    grouped = np.arange(len(rows)) if in_blocks else np.argsort(rows, kind="stable")
-    sizes = np.bincount(rows)
-    width = int(sizes.max())
-    if width * len(sizes) > 4 * len(rows):
-        return np.lexsort((items, -relevance, rows))
-    # A line a user, filled up at the end, sorted side by side.
-    there = np.arange(width) < sizes[:, None]
-    lines = np.full(there.shape, np.inf)
-    lines[there] = -relevance[grouped]
-    best = np.argsort(lines, axis=1, kind="stable")
-    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    order = grouped[first + best[there]]  # what fills up a line stays at its end
-    falling = relevance[order]  # compared, since a difference may be beyond float64
-    tied = (falling[1:] == falling[:-1]) & (np.diff(rows[order]) == 0)
-    if (tied & (np.diff(items[order]) < 0)).any():
-        return np.lexsort((items, -relevance, rows))
-    return order
+def _repeated(rows: NDArray[np.integer], items: NDArray[np.integer]) -> int:
+    """The first row whose pair of user and item was there before."""
+    return int(pd.DataFrame({"user": rows, "item": items}).duplicated().argmax())
 
 
 def _mixes(users: pd.Index[Any], catalogue: ItemCatalogue, history: Interactions) -> sparse.csr_array:

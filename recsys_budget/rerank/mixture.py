@@ -122,7 +122,7 @@ class ParityReranker:
         """
         started = time.perf_counter()
         groups = self._check(catalogue)
-        table = CandidateTable.from_frame(candidates, catalogue, self.slate_size)
+        table = CandidateTable.read(candidates, catalogue, self.slate_size)
         quotas = Quotas.of(self._rules, table)
         objective = Engagement(self.parity.discount)
         gains = Gains.of(objective, table)
@@ -186,7 +186,7 @@ class ParityReranker:
         rankings, so that it is the best over mixtures.
         """
         self._check(catalogue)
-        table = CandidateTable.from_frame(candidates, catalogue, self.slate_size)
+        table = CandidateTable.read(candidates, catalogue, self.slate_size)
         alone = Population.of_one(table.of(table.find(user)))
         return problem.in_expectation(Engagement(self.parity.discount), self._rules, self.parity, alone)
 

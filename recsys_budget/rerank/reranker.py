@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from recsys_budget.rerank import problem
 from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
 from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.dispatch import ROUTES, answer
-from recsys_budget.rerank.frames import CandidateTable
+from recsys_budget.rerank.frames import CandidateTable, in_kind
 from recsys_budget.rerank.infeasibility import find_conflict
 from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
 from recsys_budget.rerank.question import Outcome, Question
@@ -35,11 +35,12 @@ class Slates:
     Attributes:
         frame: A row a user and item: user, item, rank (from 1), relevance. Users stand in the order of their
             ids, shorter ids first and then alphabetically; items by falling relevance, and in the order of
-            the catalogue where equally relevant, unless a constraint or objective reads positions.
+            the catalogue where equally relevant, unless a constraint or objective reads positions. A pandas,
+            polars or pyarrow table, as the candidates were.
         certificate: What is known about them.
     """
 
-    frame: pd.DataFrame
+    frame: Any
     certificate: Certificate
 
     def __len__(self) -> int:
@@ -47,6 +48,13 @@ class Slates:
 
     def __repr__(self) -> str:
         return f"Slates({len(self)} users, {len(self.frame)} items; {self.certificate!r})"
+
+
+class CandidateSource(Protocol):
+    """What offers candidates, such as a fitted recommender."""
+
+    def recommend(self, interactions: Interactions, k: int, /) -> Any:
+        """Long frame with columns user, item and relevance: each user's k best items."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,8 @@ class Reranker:
 
         Args:
             candidates: pandas, polars or pyarrow table with columns user and item (strings or integers) and
-                relevance (finite, higher is better), rows in any order, one row a pair.
+                relevance (finite, higher is better), rows in any order, one row a pair; or
+                :class:`~recsys_budget.rerank.Scores`, a matrix.
             catalogue: The catalogue that the items are from.
             history: What users had used, for rules and objectives that compare slates with it. Users may be
                 missing from it.
@@ -183,7 +192,7 @@ class Reranker:
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         self._refuse_ledger(ledger)
         self._check(catalogue)
-        table = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
+        table = CandidateTable.read(candidates, catalogue, self.slate_size, history)
         question = Question(
             self.objective,
             self._rules,
@@ -221,7 +230,46 @@ class Reranker:
             privacy=self.privacy,
             per_user=per_user,
         )
-        return Slates(table.slates(outcome.chosen), certificate)
+        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate)
+
+    def recommend(
+        self,
+        model: CandidateSource,
+        interactions: Interactions,
+        *,
+        n_candidates: int = 200,
+        time_limit: float | None = None,
+        ledger: object | None = None,
+        progress: bool = True,
+    ) -> Slates:
+        """The best slate of every user from a fitted model's candidates.
+
+        Args:
+            model: Anything with ``recommend(interactions, n)`` that answers a long frame of each user's n
+                best items, such as this package's recommenders.
+            interactions: What the served users have used: the model's input, and the history that rules and
+                objectives compare slates with.
+            n_candidates: Candidates a user.
+            time_limit: As for :meth:`rerank`, like all that follow.
+            ledger: The privacy ledger that governs the data behind the model.
+            progress: Show a progress bar.
+
+        Raises:
+            SpecificationError: There are to be fewer candidates than a slate holds; or as for :meth:`rerank`.
+            DataError: As for :meth:`rerank`, like other errors.
+        """
+        if n_candidates < self.slate_size:
+            raise SpecificationError(
+                f"n_candidates={n_candidates!r}; a slate holds {self.slate_size} items, so ask for more"
+            )
+        return self.rerank(
+            model.recommend(interactions, n_candidates),
+            interactions.catalogue,
+            history=interactions,
+            time_limit=time_limit,
+            ledger=ledger,
+            progress=progress,
+        )
 
     def to_cvxpy(
         self,
@@ -251,7 +299,7 @@ class Reranker:
                 no candidates.
         """
         self._check(catalogue)
-        table: Population = CandidateTable.from_frame(candidates, catalogue, self.slate_size, history)
+        table: Population = CandidateTable.read(candidates, catalogue, self.slate_size, history)
         rules = self._rules
         if user is not None:
             table = Population.of_one(table.of(table.find(user)))
