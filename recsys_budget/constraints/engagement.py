@@ -54,6 +54,15 @@ def gains(
     return np.asarray(above / np.repeat(best, sizes), np.float64)
 
 
+def population_gains(population: Population, discount: Discount) -> NDArray[np.float64]:
+    """:func:`gains` of everybody's candidates, worked out once; not to be changed."""
+    worth = position_weights(discount, population.k)
+    known = population.gains_by_worth
+    if worth.tobytes() not in known:
+        known[worth.tobytes()] = gains(population.relevance, population.offsets, worth)
+    return known[worth.tobytes()]
+
+
 @dataclass(frozen=True)
 class EngagementFloor(LinearConstraint, UserConstraint):
     """A slate keeps at least so much of the engagement that the user's best slate without rules would have.
@@ -174,7 +183,7 @@ def engagement(
         population: The candidates.
         discount: What each place is worth.
     """
-    each = gains(population.relevance, population.offsets, position_weights(discount, population.k))
+    each = population_gains(population, discount)
     rows = population.rows(np.asarray(chosen))
     worth = position_weights(discount, rows.shape[1])
     total = np.zeros(len(rows))

@@ -24,7 +24,9 @@ from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.dispatch import ROUTES, answer
 from recsys_budget.rerank.frames import CandidateTable, in_kind
 from recsys_budget.rerank.infeasibility import find_conflict
+from recsys_budget.rerank.memory import Memory
 from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
+from recsys_budget.rerank.prepared import Prepared
 from recsys_budget.rerank.question import Outcome, Question
 
 
@@ -187,12 +189,63 @@ class Reranker:
             NumericalError: A solver's answer failed the check, so nothing is handed out.
         """
         started = time.perf_counter()
+        deadline = self._begin(catalogue, time_limit, ledger)
+        table = CandidateTable.read(candidates, catalogue, self.slate_size, history)
+        return self._answer(table, Memory(), started, time_limit, deadline, progress)
+
+    def prepare(
+        self, candidates: Any, catalogue: ItemCatalogue, *, history: Interactions | None = None
+    ) -> Prepared:
+        """Read candidates once, to be asked about again and again: the points of a frontier, a slider.
+
+        Args:
+            candidates: As for :meth:`rerank`.
+            catalogue: The catalogue that the items are from.
+            history: As for :meth:`rerank`.
+
+        Raises:
+            DataError: As for :meth:`rerank`.
+            SpecificationError: A constraint names what the catalogue lacks.
+
+        Examples:
+            >>> import pandas as pd
+            >>> from recsys_budget.constraints import CategoryMinimum, SlateSize
+            >>> from recsys_budget.data import ItemCatalogue
+            >>> from recsys_budget.rerank import Reranker
+            >>> catalogue = ItemCatalogue.from_frame(
+            ...     pd.DataFrame({"item": ["a", "b", "c"], "categories": ["Drama", "Drama", "News"]})
+            ... )
+            >>> items = ["a", "b", "c"]
+            >>> candidates = pd.DataFrame({"user": "u", "item": items, "relevance": [3.0, 2.0, 1.0]})
+            >>> prepared = Reranker(constraints=[SlateSize(2)]).prepare(candidates, catalogue)
+            >>> for least in (0, 1):
+            ...     slates = prepared.rerank(constraints=[SlateSize(2), CategoryMinimum("News", least)])
+            ...     print(slates.frame["item"].tolist(), slates.certificate.engagement)
+            ['a', 'b'] 1.0
+            ['a', 'c'] 0.8
+        """
+        self._check(catalogue)
+        return Prepared(self, CandidateTable.read(candidates, catalogue, self.slate_size, history))
+
+    def _begin(self, catalogue: ItemCatalogue, time_limit: float | None, ledger: object | None) -> float:
+        """Check what was asked before any candidate is read, and tell when to stop."""
         if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0.0):
             raise SpecificationError(f"time_limit={time_limit!r}; it is in seconds and must be above 0")
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         self._refuse_ledger(ledger)
         self._check(catalogue)
-        table = CandidateTable.read(candidates, catalogue, self.slate_size, history)
+        return deadline
+
+    def _answer(
+        self,
+        table: CandidateTable,
+        memory: Memory,
+        started: float,
+        time_limit: float | None,
+        deadline: float,
+        progress: bool,
+    ) -> Slates:
+        """Slates from candidates that were read, and from what earlier answers left."""
         question = Question(
             self.objective,
             self._rules,
@@ -202,6 +255,7 @@ class Reranker:
             max_solves=self.max_solves,
             deadline=deadline,
             progress=progress,
+            memory=memory,
         )
         route, outcome = answer(question, self.route)
         if outcome is None:

@@ -401,23 +401,37 @@ class Oracle:
         every: int,
         units: tuple[float, float],
     ) -> list[int]:
-        """The same sums, in these units; slates within these quotas are where the search starts."""
+        """The same sums, in these units.
+
+        The own slates are where the search starts. Where they do not touch a bound that is looser now, they
+        stay the best: no exchange has become possible.
+        """
         self._refresh(prices, every)
         users = self.sample(every)
-        sizes = np.diff(self.offsets)[users]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], sizes)
-        marks = self.marks[rows] if len(self.marks) else self.marks
-        table = offsets, self.gains[rows], self.items[rows]
+        tree = self.tree
+        paths = tree.paths[tree.leaf_of_item[self._items[users]]].reshape(len(users), -1)
+        n_nodes = len(tree.parent)
+        cells = np.arange(len(users))[:, None] * (n_nodes + 1) + paths
+        count = np.bincount(cells.ravel(), minlength=len(users) * (n_nodes + 1))
+        count = count.reshape(len(users), n_nodes + 1)[:, :n_nodes]
         kernels = _exchange if COMPILED else _exchange_numpy
-        here = np.arange(len(users))
+        whole = self._tally(users, self._items, self._gain, prices, units).value
         found = []
-        for tree in trees:
-            facts = (*table, *self._facts(tree, prices, marks)[3:])
-            chosen, items = self.chosen[users], np.zeros((len(users), tree.k), np.int32)
-            gain = np.zeros(len(users))
-            kernels.best(here, *facts, chosen, items, gain, np.zeros(len(users)))
-            found.append(self._tally(here, items, gain, prices, units).value)
+        for other in trees:
+            fewer, more = other.lower < tree.lower, other.upper > tree.upper
+            touched = (fewer & (count == tree.lower)) | (more & (count == tree.upper))
+            some = users[touched.any(axis=1)]
+            value = whole - self._tally(some, self._items, self._gain, prices, units).value
+            sizes = np.diff(self.offsets)[some]
+            offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+            rows = np.arange(offsets[-1]) + np.repeat(self.offsets[some] - offsets[:-1], sizes)
+            marks = self.marks[rows] if len(self.marks) else self.marks
+            table = offsets, self.gains[rows], self.items[rows]
+            facts = (*table, *self._facts(other, prices, marks)[3:])
+            chosen, items = self.chosen[some], np.zeros((len(some), tree.k), np.int32)
+            gain, here = np.zeros(len(some)), np.arange(len(some))
+            kernels.best(here, *facts, chosen, items, gain, np.zeros(len(some)))
+            found.append(value + self._tally(here, items, gain, prices, units).value)
         return found
 
     def among(self, numbers: NDArray[np.int64], largest: float, served: int) -> Oracle:
