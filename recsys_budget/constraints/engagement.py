@@ -22,6 +22,8 @@ from recsys_budget.constraints.positions import Discount, checked_discount, posi
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import SpecificationError
 
+_ROWS = 1 << 20  # rows worked on together, so that memory does not grow with the number of users
+
 
 def gains(
     relevance: NDArray[np.float64], offsets: NDArray[np.int64], worth: NDArray[np.float64]
@@ -39,6 +41,20 @@ def gains(
         offsets: Row boundaries of users, none of them without rows.
         worth: What each place is worth, shape ``(k,)``, never rising.
     """
+    found = np.empty(len(relevance))
+    n_users = len(offsets) - 1
+    step = max(1, _ROWS * n_users // max(1, len(relevance)))
+    for first in range(0, n_users, step):
+        part = offsets[first : first + step + 1]
+        rows = slice(part[0], part[-1])
+        found[rows] = _gains(relevance[rows], part - part[0], worth)
+    return found
+
+
+def _gains(
+    relevance: NDArray[np.float64], offsets: NDArray[np.int64], worth: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """:func:`gains` of users whose rows are few enough for several copies."""
     starts, sizes = offsets[:-1], np.diff(offsets)
     largest = np.maximum(np.abs(relevance[starts]), np.abs(relevance[offsets[1:] - 1]))
     # Dividing first keeps sums finite where relevance is as large as float64 goes.

@@ -33,7 +33,9 @@ class Memory:
         """The oracle of these gains and quotas, the last one if it is the same."""
         known = self._oracle
         if known is None or known.gains is not gains.gains or not _same(known.tree, tree):
-            known = self._oracle = Oracle(population.offsets, gains.gains, gains.items, tree)
+            start = known.chosen if known is not None and known.items is gains.items else None
+            known = Oracle(population.offsets, gains.gains, gains.items, tree, start=start)
+            self._oracle = known
         return known
 
     def start(self, sums: Sums) -> NDArray[np.float64] | None:
