@@ -32,7 +32,7 @@ class Memory:
     def oracle(self, gains: Gains, population: Population, tree: LaminarTree) -> Oracle:
         """The oracle of these gains and quotas, the last one if it is the same."""
         known = self._oracle
-        if known is None or known.gains is not gains.gains or not _same(known.tree, tree):
+        if known is None or known.gains is not gains.gains or not known.tree.equals(tree):
             start = known.chosen if known is not None and known.items is gains.items else None
             known = Oracle(population.offsets, gains.gains, gains.items, tree, start=start)
             self._oracle = known
@@ -47,8 +47,3 @@ class Memory:
     def learn(self, sums: Sums, prices: NDArray[np.float64]) -> None:
         """Keep the prices of an answer."""
         self._prices |= dict(zip(sums.keys, prices.tolist(), strict=True))
-
-
-def _same(one: LaminarTree, other: LaminarTree) -> bool:
-    names = ("leaf_of_item", "parent", "lower", "upper")
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)

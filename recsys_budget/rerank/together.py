@@ -62,18 +62,22 @@ class Together:
         crossed = self.sums.crossed
         return self._named(self.sums.owners[:, crossed[0]]) if len(crossed) else ()
 
+    @property
+    def rows(self) -> PopulationRows:
+        """The sums, as prices see them; not where they are crossed."""
+        return PopulationRows(sparse.csc_array(self.sums.coefficients), self.sums.lower, self.sums.upper)
+
     def solve(
         self, oracle: BestSlates, start: NDArray[np.float64] | None, gap: float, seconds: float | None
     ) -> Coupled:
         """The slates of an oracle's users under the sums, from prices of these or from none."""
         deadline = np.inf if seconds is None else perf_counter() + seconds
-        rows = PopulationRows(sparse.csc_array(self.sums.coefficients), self.sums.lower, self.sums.upper)
         if self.coverage is None:
-            return solve_from(oracle, rows, start, gap, deadline)
+            return solve_from(oracle, self.rows, start, gap, deadline)
         asked_for = self.rules[self.coverage]
         assert isinstance(asked_for, CatalogueCoverage)
         counted = np.ones(len(oracle.tree.leaf_of_item), np.bool_)
-        return cover(oracle, rows, asked_for.count, counted, start, gap, deadline)
+        return cover(oracle, self.rows, asked_for.count, counted, start, gap, deadline)
 
     def conflict(self, ray: NDArray[np.float64]) -> tuple[str, ...]:
         """Names of the rules that multipliers of rows prove to contradict each other."""

@@ -86,6 +86,11 @@ class LaminarTree:
         """Items a slate."""
         return int(self.upper[0])
 
+    def equals(self, other: LaminarTree) -> bool:
+        """Whether another tree asks the same."""
+        names = ("leaf_of_item", "parent", "lower", "upper")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
     @cached_property
     def reserved(self) -> NDArray[np.int64]:
         """Places of each node that its children's lower bounds take in an empty slate, ``(n_nodes,)``."""

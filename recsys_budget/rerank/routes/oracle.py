@@ -103,6 +103,14 @@ class Rows:
     gains: NDArray[np.float64]
     pinned: NDArray[np.bool_]
 
+    @classmethod
+    def of_all(cls, parts: Sequence[Rows]) -> Rows:
+        """Those of several groups of users."""
+        names = cls.__dataclass_fields__
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        order = np.argsort(columns["users"])
+        return cls(**{name: column[order] for name, column in columns.items()})
+
 
 @dataclass(frozen=True, eq=False)
 class Exchanges:
