@@ -20,7 +20,7 @@ from recsys_budget.rerank.routes.rows import PopulationRows
 from recsys_budget.rerank.together import Together
 
 _TRIALS = 20  # moves of a number that are tried before it is given up
-_NUDGE = 1e-9  # beyond a move that only rounding keeps from settling the conflict, relative
+_NUDGE = 1e-9  # how far beyond what prices ask for, in steps: rounding must not leave a bound just short
 
 # Prices of sums, by the key of the sum; see structure.Sums.
 Ray = dict[tuple[bytes, bytes], float]
@@ -146,26 +146,28 @@ class Prices:
         field, sign = number_of(rule)
         if field is None or isinstance(rule, SlateSize):
             return None
-        _, step = one_step(rule, field, sign)
         whole = isinstance(getattr(rule, field), int | np.integer)
         rest = [self.rules[i] for i in sorted(others - {owner})]
         move, exact, moved = 0.0, True, rule
-        for _ in range(_TRIALS if step else 0):
+        for _ in range(_TRIALS):
             verdict = self.verdict([*rest, moved])
             if verdict.feasible:
                 if verdict.shown is None:
                     return None
-                tidy = moved_by(rule, field, -sign * move)
-                moved = tidy if tidy is not None and self._meets(tidy, verdict.shown) else moved
+                for digits in (6, 9, 12):
+                    value = float(f"{getattr(moved, field):.{digits}g}")
+                    tidy = moved_by(rule, field, value - getattr(rule, field))
+                    if tidy is not None and self._meets(tidy, verdict.shown):
+                        return Move(tidy, exact, verdict.shown)
                 return Move(moved, exact, verdict.shown)
             exact = exact and verdict.feasible is False
-            looser = moved_by(rule, field, -sign * (move + step), tidy=False)
+            looser, step = one_step(moved, field, sign)
             if looser is None:
                 return None
             steps = 1.0 if whole else _NUDGE
             if verdict.ray is not None:
                 settles = self._settles(rest, moved, looser, verdict.ray)
-                steps = max(steps, math.ceil(settles - 1e-6) if whole else settles)
+                steps = max(steps, math.ceil(settles - 1e-6) if whole else settles + _NUDGE)
             elif not whole:
                 steps = max(steps, 0.25 * move / step)
             move += steps * step
@@ -202,22 +204,42 @@ class Prices:
         return (point.gain - point.bound) / far, point.bound < 0.0
 
     def _settles(self, rest: Sequence[Constraint], rule: Constraint, further: Constraint, ray: Ray) -> float:
-        """How often the change from one rule to the next is made until these prices prove nothing."""
+        """How often the change from one rule to the next is made until these prices prove nothing.
+
+        0.0 where no number of times is known. Bounds move evenly, and what slates cost does not move.
+        """
         now, then = (Together.of([*rest, each], self.population) for each in (rule, further))
         assert now is not None
         assert then is not None
         if now.sums.keys != then.sums.keys:
             return 0.0
+        ends = [(each.sums.lower, each.sums.upper) for each in (now, then)]
         if now.crossed:
-            short = now.sums.lower - now.sums.upper
-            fewer = short - (then.sums.lower - then.sums.upper)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return float(np.where(short > 0.0, short / fewer, 0.0).max())
-        price = _priced(ray, now, now.rows)
-        at = price != 0.0
-        bounds = [np.where(price > 0.0, t.sums.upper, t.sums.lower)[at] for t in (now, then)]
-        gained = float(price[at] @ (bounds[1] - bounds[0]))
-        return self._weigh([*rest, rule], ray)[0] / gained if gained > 0.0 else 0.0
+            price, cost = np.zeros(0), 0.0
+        else:
+            price = _priced(ray, now, now.rows)
+            short, _ = self._weigh([*rest, rule], ray)
+            cost = short + _worth(price, *now.limits(*ends[0]))
+
+        moves = []
+        for a, b in zip(*ends, strict=True):
+            moved = np.isfinite(a) & np.isfinite(b)
+            moves.append(np.where(moved, np.where(moved, b, 0.0) - np.where(moved, a, 0.0), 0.0))
+
+        def prove(times: float) -> bool:
+            lower, upper = now.limits(*(a + times * move for a, move in zip(ends[0], moves, strict=True)))
+            return bool((lower > upper).any()) or (len(price) > 0 and _worth(price, lower, upper) < cost)
+
+        most = 1e-6
+        while prove(most):
+            most *= 2.0
+            if most > 1e9:
+                return 0.0
+        least = 0.0
+        for _ in range(60):
+            middle = 0.5 * (least + most)
+            least, most = (middle, most) if prove(middle) else (least, middle)
+        return most
 
     def _meets(self, rule: Constraint, shown: NDArray[np.int64]) -> bool:
         """Whether a rule on sums is satisfied where each item is shown so often."""
@@ -231,6 +253,12 @@ class Prices:
         if self._asked is None or not self._asked[0].equals(tree):
             self._asked = tree, self._ask(tree)
         return self._asked[1]
+
+
+def _worth(price: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
+    """What the bounds that prices lean on are worth."""
+    at = price != 0.0
+    return float((price[at] * np.where(price > 0.0, upper, lower)[at]).sum())
 
 
 def _priced(ray: Ray, together: Together, rows: PopulationRows) -> NDArray[np.float64]:

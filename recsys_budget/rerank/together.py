@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import CatalogueCoverage, Constraint, Population
+from recsys_budget.constraints import TOLERANCE, CatalogueCoverage, Constraint, Population
 from recsys_budget.rerank.fast import PRICED, library
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes.coupled import Coupled, solve_from
@@ -59,13 +59,29 @@ class Together:
     @property
     def crossed(self) -> tuple[str, ...]:
         """Names of two rules that bound the same sum, with nothing between; empty without."""
-        crossed = self.sums.crossed
+        lower, upper = self.limits(self.sums.lower, self.sums.upper)
+        crossed = np.flatnonzero(lower > upper)
         return self._named(self.sums.owners[:, crossed[0]]) if len(crossed) else ()
 
     @property
     def rows(self) -> PopulationRows:
         """The sums, as prices see them; not where they are crossed."""
-        return PopulationRows(sparse.csc_array(self.sums.coefficients), self.sums.lower, self.sums.upper)
+        lower, upper = self.limits(self.sums.lower, self.sums.upper)
+        return PopulationRows(sparse.csc_array(self.sums.coefficients), lower, upper)
+
+    def limits(
+        self, lower: NDArray[np.float64], upper: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds on the sums as they can be met: a sum of whole numbers is one, to within the tolerance."""
+        matrix = self.sums.coefficients
+        broken = np.zeros(len(lower))
+        row = np.repeat(np.arange(len(lower)), np.diff(matrix.indptr))
+        np.maximum.at(broken, row, np.abs(matrix.data - np.rint(matrix.data)))
+        whole = broken == 0.0
+        return (
+            np.where(whole, np.ceil(lower - TOLERANCE), lower),
+            np.where(whole, np.floor(upper + TOLERANCE), upper),
+        )
 
     def solve(
         self, oracle: BestSlates, start: NDArray[np.float64] | None, gap: float, seconds: float | None

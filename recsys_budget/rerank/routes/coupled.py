@@ -229,8 +229,10 @@ def _keep_to_rows(
             if trial.bound < point.bound:
                 point = trial
                 continue
-        if new_short > 0.0 and (attempt > 1 or all_of_them):
-            point_of_proof = _contradiction(dual, point, free, deadline)
+        if new_short > 0.0 and (attempt != 1 or all_of_them):
+            point_of_proof = _divergence(dual, point, deadline) if attempt == 0 else None
+            if point_of_proof is None and (attempt > 1 or all_of_them):
+                point_of_proof = _contradiction(dual, point, free, deadline)
             if point_of_proof is not None:
                 return best, point_of_proof, _ray(dual, point_of_proof)
         if all_of_them:
@@ -284,6 +286,15 @@ def _choose(
     if not len(dual.oracle.discount):
         return choose(dual.oracle, dual.rows, point, free, limits)
     return choose_places(dual.oracle, dual.rows, point, free, limits, everywhere=everything)
+
+
+def _divergence(dual: Dual, point: Point, deadline: float) -> Point | None:
+    """A point where the bound is below 0, if prices that may be as high as all gains together lead to one."""
+    wide = Dual(dual.oracle, dual.rows, times=10.0 * max(1.0, dual.shows))
+    radius = dual.oracle.largest or 1.0
+    found, _ = minimise(wide, point.prices, radius=radius, tolerance=0.0, near=0.0, deadline=deadline)
+    dual.evaluations += wide.evaluations
+    return found if found.bound < 0.0 else None
 
 
 def _contradiction(dual: Dual, point: Point, free: Exchanges, deadline: float) -> Point | None:

@@ -52,13 +52,14 @@ class Dual:
     Args:
         oracle: Slates at prices.
         rows: The rules. Only their sums over all users count; a sample stands for all in proportion.
+        times: How many times the greatest gain the price of a show may be. Past several it hardly steers any
+            more, unless it is to prove something.
     """
 
-    def __init__(self, oracle: BestSlates, rows: PopulationRows) -> None:
+    def __init__(self, oracle: BestSlates, rows: PopulationRows, times: float = 10.0) -> None:
         self.oracle, self.rows = oracle, rows
         self.weights = oracle.discount if len(oracle.discount) else np.ones(1)
-        # What a price of a show may be: past several times the greatest gain it hardly steers any more.
-        most = 10.0 * (oracle.largest or 1.0) / rows.scale
+        most = times * (oracle.largest or 1.0) / rows.scale
         self.limits = (
             np.where(np.isneginf(rows.lower), 0.0, -most),
             np.where(np.isposinf(rows.upper), 0.0, most),
