@@ -463,7 +463,7 @@ class Oracle:
         n_users, beyond = len(items), len(self.tree.parent)
         leaf = self.tree.leaf_of_item[items]
         paths = np.where((leaf >= 0)[..., None], self.tree.paths[leaf], beyond)
-        cells = np.arange(n_users)[:, None] * (beyond + 1) + paths.reshape(n_users, -1)
+        cells = np.arange(n_users)[:, None] * (beyond + 1) + paths.reshape(n_users, items.shape[1] * paths.shape[2])
         tally = np.bincount(cells.ravel(), minlength=n_users * (beyond + 1))
         return tally.reshape(n_users, beyond + 1)[:, :beyond]
 
