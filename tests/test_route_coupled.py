@@ -7,9 +7,10 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import dual, laminar, oracle
+from recsys_budget.rerank.routes.answers import row_of
 from recsys_budget.rerank.routes.coupled import solve_coupled
 from recsys_budget.rerank.routes.laminar import LaminarTree, solve_laminar
-from recsys_budget.rerank.routes.oracle import Oracle, row_of
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 

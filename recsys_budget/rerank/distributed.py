@@ -28,9 +28,10 @@ from recsys_budget.rerank.frames import CandidateTable, in_kind
 from recsys_budget.rerank.infeasibility import by_prices, find_conflict
 from recsys_budget.rerank.question import Outcome
 from recsys_budget.rerank.reranker import Reranker
+from recsys_budget.rerank.routes.answers import Selection
 from recsys_budget.rerank.routes.coupled import Coupled
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.oracle import Oracle, Selection
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.routes.shards import Shards
 from recsys_budget.rerank.structure import Gains
 from recsys_budget.rerank.together import Together

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from recsys_budget.constraints import TOLERANCE, Constraint, ItemConstraint, Population, SlateSize
 from recsys_budget.constraints.base import item_rows
 from recsys_budget.rerank.loosening import moved_by, number_of, one_step
+from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.dual import Dual
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.oracle import BestSlates
 from recsys_budget.rerank.routes.rows import PopulationRows
 from recsys_budget.rerank.together import Together
 

@@ -27,8 +27,9 @@ from recsys_budget.errors import NumericalError
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.divergence import Prices
 from recsys_budget.rerank.loosening import moved_by, number_of
+from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.oracle import BestSlates, Oracle
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets
 
 # Users asked one by one, where others are not alike; users for whom relaxations are worked out; slate sizes

@@ -13,10 +13,10 @@ from scipy import sparse
 from recsys_budget.constraints import TOLERANCE, CatalogueCoverage, Constraint, Population
 from recsys_budget.rerank.fast import PRICED, library
 from recsys_budget.rerank.question import Outcome, Question
+from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.coupled import Coupled, solve_from
 from recsys_budget.rerank.routes.covering import cover
 from recsys_budget.rerank.routes.laminar import looser
-from recsys_budget.rerank.routes.oracle import BestSlates
 from recsys_budget.rerank.routes.rows import PopulationRows
 from recsys_budget.rerank.structure import Quotas, Sums
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import SpecificationError
+from recsys_budget.rerank.routes.answers import BestSlates, Exchanges, Selection
 from recsys_budget.rerank.routes.dual import Dual, Point, minimise
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.master import Choice, Limits, choose
-from recsys_budget.rerank.routes.oracle import BestSlates, Exchanges, Oracle, Selection
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.routes.places import choose_places
 from recsys_budget.rerank.routes.rows import PopulationRows
 

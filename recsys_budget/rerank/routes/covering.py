@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
+from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.coupled import Coupled, CoupledSlates, solve_from
 from recsys_budget.rerank.routes.dual import price_of_bounds
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.oracle import BestSlates, Oracle
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 _ROUNDS = 6

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.rerank.routes._compiled import njit
-from recsys_budget.rerank.routes.oracle import BestSlates
+from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 _EPS = float(np.finfo(np.float64).eps)

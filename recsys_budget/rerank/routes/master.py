@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recsys_budget.rerank.routes.answers import BestSlates, Exchanges, row_of
 from recsys_budget.rerank.routes.dual import Point
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.oracle import BestSlates, Exchanges, row_of
 from recsys_budget.rerank.routes.rows import ROUNDING, PopulationRows
 
 _NODES = 2_000  # most branches where the linear program's answer is not whole

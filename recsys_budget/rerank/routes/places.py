@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from recsys_budget.rerank.routes.answers import BestSlates, Exchanges, row_of
 from recsys_budget.rerank.routes.dual import Point
 from recsys_budget.rerank.routes.master import Choice, Limits, quotas, solve
-from recsys_budget.rerank.routes.oracle import BestSlates, Exchanges, row_of
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 

@@ -15,20 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_budget.rerank.routes.answers import Exchanges, Priced, Rows, Selection, Sums, spacing, units
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.oracle import (
-    Exchanges,
-    Priced,
-    Rows,
-    Selection,
-    Sums,
-    spacing,
-    units,
-)
 
 
 class Shards:
-    """Best slates of users in parts; see :class:`~.oracle.BestSlates`.
+    """Best slates of users in parts; see :class:`~.answers.BestSlates`.
 
     Args:
         ask: Calls the method of this name of each part's :class:`~.oracle.Oracle` (made by
@@ -47,7 +39,7 @@ class Shards:
         self.spacing = spacing((np.concatenate(numbers), np.concatenate(apart)), largest, tree.k)
 
     def best(self, prices: NDArray[np.float64], every: int = 1) -> Priced:
-        """See :class:`~.oracle.BestSlates`, like all that follow."""
+        """See :class:`~.answers.BestSlates`, like all that follow."""
         in_units = self._units(prices)
         return self._add(self._ask("sums", prices, every, in_units)).priced(prices, self.tree.k, in_units)
 
