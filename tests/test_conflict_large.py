@@ -30,7 +30,7 @@ from recsys_budget.rerank.together import Together
 SEEN = {"certified": 0, "relaxed": 0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=cases(shared=True))
 def test_what_prices_say_of_small_populations_is_so(case) -> None:
     rules, table = case
@@ -61,8 +61,8 @@ def test_what_prices_say_of_small_populations_is_so(case) -> None:
 def test_there_were_conflicts_to_look_at() -> None:
     if not SEEN["certified"]:
         test_what_prices_say_of_small_populations_is_so()
-    assert SEEN["certified"] > 10
-    assert SEEN["relaxed"] > 10
+    assert SEEN["certified"] > 5
+    assert SEEN["relaxed"] > 5
 
 
 N_USERS, N_ITEMS, N, K = 260, 90, 30, 5
