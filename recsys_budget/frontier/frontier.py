@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,13 +10,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recsys_budget import _html
+from recsys_budget._style import BLUE, GREY, PLAIN, VERMILION, clip, printable
 from recsys_budget.errors import SpecificationError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito (2008): told apart with any common colour vision, and in print.
-_LINE, _POINT, _FAINT = "#0072B2", "#D55E00", "#999999"
+# Rows that a notebook shows of a frontier.
+_SHOWN = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,24 +87,52 @@ class Frontier:
         points = self.to_frame().sort_values(self.x)
         best = points[~points["dominated"]]
         rest = points[points["dominated"]]
-        ax.plot(best[self.x], best[self.y], color=_LINE, marker="o", markerfacecolor=_POINT, zorder=3)
+        ax.plot(best[self.x], best[self.y], color=BLUE, marker="o", markerfacecolor=VERMILION, zorder=3)
         if len(rest):
-            ax.plot(rest[self.x], rest[self.y], "o", color=_FAINT, label="dominated", zorder=2)
+            ax.plot(rest[self.x], rest[self.y], "o", color=GREY, label="dominated", zorder=2)
             ax.legend(frameon=False)
         if self.error is not None:
-            ax.errorbar(
-                points[self.x], points[self.y], points[self.error], fmt="none", ecolor=_FAINT, zorder=1
-            )
+            ax.errorbar(points[self.x], points[self.y], points[self.error], fmt="none", ecolor=GREY, zorder=1)
         if self.label is not None:
-            for x, y, text in zip(points[self.x], points[self.y], points[self.label], strict=True):
-                # parse_math off: a label may be somebody's title.
-                ax.annotate(
-                    f"{text}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8, parse_math=False
-                )
-        ax.set_xlabel(self.x.replace("_", " "))
-        ax.set_ylabel(self.y.replace("_", " "))
+            for x, y, name in zip(points[self.x], points[self.y], points[self.label], strict=True):
+                said = clip(printable(name), 40)
+                ax.annotate(said, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8, **PLAIN)
+        ax.set_xlabel(clip(printable(self.x.replace("_", " ")), 60), **PLAIN)
+        ax.set_ylabel(clip(printable(self.y.replace("_", " ")), 60), **PLAIN)
         ax.grid(alpha=0.3)
         ax.margins(x=0.08)
         if self.note:
-            ax.set_title(self.note, fontsize=8, loc="left", wrap=True, parse_math=False)
+            # matplotlib's own wrapping takes text between dollars for a formula whatever it is told.
+            said = textwrap.fill(clip(printable(self.note), 250), 85)
+            ax.set_title(said, fontsize=8, loc="left", **PLAIN)
         return ax
+
+    def _repr_html_(self) -> str:
+        """The figure and its points; everything that somebody wrote is escaped."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        self.plot(ax=figure.subplots())
+        points = self.to_frame()
+        best = "least" if self.x_better == "less" else "most"
+        description = (
+            f"{self.y} (most is best) against {self.x} ({best} is best): {len(self)} points, "
+            f"{int(points['dominated'].sum())} of them dominated"
+        )
+        rows = [[_cell(value) for value in row] for row in points.head(_SHOWN).itertuples(index=False)]
+        more = f" The first {_SHOWN} points; all are in to_frame()." if len(self) > _SHOWN else ""
+        return _html.card(
+            f"Frontier: {clip(self.y)} against {clip(self.x)}",
+            _html.picture(figure, description),
+            _html.details("points", _html.table(rows, list(points.columns))),
+            note=f"{clip(self.note, 400)}{more}",
+        )
+
+
+def _cell(value: object) -> object:
+    """Numbers to six decimals, which epsilon, rounded up to four, passes unchanged; words as they are."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else ""
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6)
+    return int(value) if isinstance(value, int | np.integer) else clip(value)
