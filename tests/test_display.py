@@ -244,7 +244,7 @@ def test_a_certificate_says_in_words_what_privacy_costs(mode, flagged, words):
 
 def test_a_coupled_rule_is_flagged_not_private_beside_the_slates():
     candidates, catalogue = shop("")
-    coupled = Reranker(Engagement(), [SlateSize(3), ProviderMinimum("p0", 2)])
+    coupled = Reranker(Engagement(), [SlateSize(3), ProviderMinimum(share=0.1)])
     slates = coupled.rerank(candidates, catalogue, progress=False)
     assert "rb-flag" in slates._repr_html_().partition("</style>")[2]
 
