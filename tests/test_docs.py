@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 HOW_TO = sorted(page for page in (DOCS / "how-to").glob("*.md") if "```python" in page.read_text("utf-8"))
 PUBLIC = set(recsys_budget.__all__) - {"__version__"}
-PARTS = ("data", "privacy", "models", "training", "constraints", "rerank", "metrics", "frontier", "errors")
+PARTS = ("data", "privacy", "models", "training", "constraints", "rerank", "metrics", "frontiers", "errors")
 
 
 def build(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from recsys_budget._html import escape, picture
 from recsys_budget._style import BLUE, GREY, PLAIN, SKY
 from recsys_budget.constraints import Constraint
 from recsys_budget.data import ItemCatalogue
-from recsys_budget.frontier import Frontier
+from recsys_budget.frontiers import Frontier
 from recsys_budget.privacy import Receipt, round_up
 from recsys_budget.rerank import Slates
 
