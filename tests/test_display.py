@@ -51,7 +51,7 @@ def shop(name: str, n_users: int = 2):
         {
             "user": np.repeat([f"u{u}{name}" for u in range(n_users)], 8),
             "item": np.tile(catalogue.ids, n_users),
-            "relevance": np.tile(np.arange(8.0, 0.0, -1.0), n_users),
+            "relevance": np.concatenate([np.roll(np.arange(8.0, 0.0, -1.0), u) for u in range(n_users)]),
         }
     )
     return candidates, catalogue
@@ -143,7 +143,8 @@ def test_slates_show_the_first_users_with_titles_categories_and_price():
     assert "2 more users in .frame" in shown
     catalogue = slates.catalogue.to_frame().set_index("item")
     cells = re.findall(r"<td[^>]*>(.*?)</td>", slates._repr_html_())
-    first = slates.frame[slates.frame["user"] == "u0"]
+    first = slates.frame[slates.frame["user"].isin(["u0", "u1", "u2"])]
+    assert first["item"].nunique() > 3
     expected = [
         cell
         for rank, item, relevance in zip(first["rank"], first["item"], first["relevance"], strict=True)
