@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_budget import _html
+from recsys_budget._style import clip
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank import Certificate, Conflict, Slates
 
@@ -158,12 +159,11 @@ class Frontier:
         rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
         blocked = next((point.conflict for point in self.points if point.conflict is not None), None)
         return _html.card(
-            f"{self.y} against {self.x}".replace("_", " "),
-            picture(self, self.describe()),
-            _html.text(self.describe()),
+            f"{clip(self.y)} against {clip(self.x)}".replace("_", " "),
+            picture(self, clip(self.describe(), 600)),
             *([] if blocked is None else [_html.details("What makes the rest impossible", blocked)]),
             _html.details("Points", _html.table(rows, [str(name).replace("_", " ") for name in frame])),
-            note=self.note,
+            note=clip(self.note, 600),
         )
 
     def describe(self) -> str:
@@ -173,13 +173,14 @@ class Frontier:
             return f"{len(self)} points, none with slates."
         ends = there.sort_values(self.x).iloc[[0, -1]]
         said = " to ".join(
-            f"{self.y} {y:.4g} at {self.x} {x:.4g}" for x, y in zip(ends[self.x], ends[self.y], strict=True)
+            f"{self.y} {_four(y)} at {self.x} {_four(x)}"
+            for x, y in zip(ends[self.x], ends[self.y], strict=True)
         )
         knee = self.frame.iloc[self.knee()]
         gone = len(self) - len(there)
         return (
-            f"{len(there)} points from {said}; the curve bends at {self.x} {knee[self.x]:.4g}, "
-            f"{self.y} {knee[self.y]:.4g}." + (f" {gone} more values are impossible." if gone else "")
+            f"{len(there)} points from {said}; the curve bends at {self.x} {_four(knee[self.x])}, "
+            f"{self.y} {_four(knee[self.y])}." + (f" {gone} more values are impossible." if gone else "")
         ).replace("_", " ")
 
 
@@ -187,5 +188,10 @@ def _cell(value: object) -> object:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else ""
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else float(f"{value:.5g}")
+        return "" if np.isnan(value) else round(float(value), 6)
     return value
+
+
+def _four(value: float | np.floating) -> float:
+    """Four decimals: epsilon was rounded up to those, and must not get smaller."""
+    return round(float(value), 4)
