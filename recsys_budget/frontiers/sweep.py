@@ -98,7 +98,7 @@ def frontier(
         >>> swept.to_frame()[["count", "engagement", "feasible"]].values.tolist()
         [[0, 1.0, True], [1, 0.8, True], [2, nan, False]]
         >>> list(swept.points[2].conflict)
-        ['exactly 2 items', 'at least 2 Documentary']
+        ['at least 2 Documentary']
     """
     if vary == EPSILON:
         return _over_epsilon(source, over, values, reranker, held_out, metric, n_candidates, progress)
