@@ -1,0 +1,216 @@
+"""The state behind the explorer: a choice of epsilon, weight and numbers, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recsys_budget.constraints import Constraint, Soft
+from recsys_budget.constraints.base import hard_part
+from recsys_budget.errors import InfeasibleError, SpecificationError
+from recsys_budget.frontiers import Frontier, Point
+from recsys_budget.rerank import Certificate, Conflict, EngagementDiversity, Slates, top_k
+from recsys_budget.rerank.loosening import number_of, with_number
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the owner of a recommender has chosen.
+
+    Attributes:
+        epsilon: Epsilon of the model; None where there is one model alone.
+        diversity: Weight on diversity; None where the objective has none.
+        numbers: How much each rule asks, by the name it had at first.
+    """
+
+    epsilon: float | None = None
+    diversity: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What follows from a choice: slates, or why there are none.
+
+    Attributes:
+        choice: The choice.
+        rules: The rules with the chosen numbers.
+        slates: Slates under them; None where they conflict.
+        conflict: Why there are none; None where there are some.
+    """
+
+    choice: Choice
+    rules: tuple[Constraint, ...]
+    slates: Slates | None
+    conflict: Conflict | None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """That of the slates."""
+        return None if self.slates is None else self.slates.certificate
+
+
+class Operation:
+    """Answers choices, from frontiers made from the same candidates and rules.
+
+    Nothing here spends: models along an epsilon frontier were paid for when they were trained.
+
+    Args:
+        frontiers: At least one with a re-ranker behind it; at most one over epsilon.
+
+    Raises:
+        SpecificationError: There is no re-ranker, or the frontiers are of different candidates.
+    """
+
+    def __init__(self, frontiers: tuple[Frontier, ...]) -> None:
+        bases = [frontier.basis for frontier in frontiers]
+        known = [basis for basis in bases if basis is not None and basis.reranker is not None]
+        if len(known) < len(frontiers) or not known:
+            raise SpecificationError(
+                "explore frontiers that frontier() made with a reranker: what is chosen needs rules to follow"
+            )
+        if any(basis.over is not known[0].over for basis in known):
+            raise SpecificationError(
+                "these frontiers are of different users or catalogues; explore them apart"
+            )
+        paths = [f for f in frontiers if f.points and f.points[0].model is not None]
+        if len(paths) > 1:
+            raise SpecificationError("these are two frontiers over epsilon; give one")
+        self.frontiers, self.path = frontiers, (paths[0] if paths else None)
+        # The first basis that is no sweep of epsilon has the objective that is weighed.
+        self.basis = next((f.basis for f in frontiers if f is not self.path and f.basis), known[0])
+        assert self.basis.reranker is not None
+        self.reranker = self.basis.reranker
+        self.catalogue = self.basis.catalogue
+        self._candidates: dict[float | None, Any] = {}
+        self._before: dict[float | None, pd.DataFrame] = {}
+        self._results: dict[tuple[Any, ...], Result] = {}
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Along the path, ascending; empty where there is none."""
+        return () if self.path is None else tuple(sorted(point.value for point in self.path.points))
+
+    def numbers(self) -> dict[str, float]:
+        """How much each rule asks at first, for those rules that have a number, slate size left out."""
+        found = {}
+        for rule in self.reranker.constraints:
+            name, _ = number_of(hard_part(rule))
+            if name is not None and name != "k":
+                found[rule.name] = getattr(hard_part(rule), name)
+        return found
+
+    def start(self) -> Choice:
+        """The choice that the frontiers were made at."""
+        objective = self.reranker.objective
+        weight = objective.diversity_weight if isinstance(objective, EngagementDiversity) else None
+        epsilons = self.epsilons
+        return Choice(epsilons[-1] if epsilons else None, weight, self.numbers())
+
+    def candidates(self, epsilon: float | None) -> Any:
+        """Of the model at this epsilon."""
+        if epsilon not in self._candidates:
+            self._candidates[epsilon] = self.basis.candidates(self._model(epsilon))
+        return self._candidates[epsilon]
+
+    def before(self, epsilon: float | None) -> pd.DataFrame:
+        """The most relevant items of each user: slates before rules and weights."""
+        if epsilon not in self._before:
+            top = top_k(self.candidates(epsilon), self.catalogue, self.reranker.slate_size)
+            self._before[epsilon] = pd.DataFrame(top)
+        return self._before[epsilon]
+
+    def answer(self, choice: Choice) -> Result:
+        """Slates under the choice, or the conflict.
+
+        Raises:
+            SpecificationError: A number that its rule does not allow.
+        """
+        key = (choice.epsilon, choice.diversity, *sorted(choice.numbers.items()))
+        if key not in self._results:
+            rules = tuple(
+                with_number(rule, choice.numbers[rule.name])[0] if rule.name in choice.numbers else rule
+                for rule in self.reranker.constraints
+            )
+            asked = replace(self.reranker, constraints=rules)
+            if choice.diversity is not None:
+                asked = replace(asked, objective=EngagementDiversity(choice.diversity))
+            slates, conflict = None, None
+            try:
+                slates = self.basis.solve(asked, self.candidates(choice.epsilon))
+            except InfeasibleError as error:
+                conflict = error.conflict
+            self._results[key] = Result(choice, rules, slates, conflict)
+        return self._results[key]
+
+    def at(self, frontier: Frontier, place: int, choice: Choice) -> Choice:
+        """The choice moved to a point of a frontier, all else as it is."""
+        point: Point = frontier.points[place]
+        if frontier is self.path:
+            return replace(choice, epsilon=point.value)
+        if frontier.swept == "diversity":
+            return replace(choice, diversity=point.value)
+        return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
+
+    def relaxed(self, result: Result, name: str) -> Choice | None:
+        """The choice with one rule of a conflict as loose as settles it; None where no number does."""
+        assert result.conflict is not None
+        for rule, relaxation in zip(result.conflict.constraints, result.conflict.relaxations, strict=True):
+            if rule.name == name and relaxation.relaxed is not None:
+                first = tuple(self.reranker.constraints)[result.rules.index(rule)].name
+                changed = getattr(hard_part(relaxation.relaxed), str(relaxation.field))
+                if first in result.choice.numbers:
+                    return replace(result.choice, numbers={**result.choice.numbers, first: changed})
+        return None
+
+    def reasons(self, result: Result, user: str) -> dict[str, str]:
+        """Why each item of a user's slate that was not there before came in.
+
+        Each is put to the test: the slate with the best item that gave way in its place. Either that breaks
+        rules, which are named, or it lowers the objective.
+        """
+        assert result.slates is not None
+        chosen = result.slates.frame
+        now = chosen.loc[chosen["user"] == user, "item"].tolist()
+        before = self.before(result.choice.epsilon)
+        first = before.loc[before["user"] == user, "item"].tolist()
+        gone = [item for item in first if item not in now]
+        table = self._table(result, user)
+        place = {item: row for row, item in enumerate(self.catalogue.ids.take(table.items))}
+        reasons = {}
+        for item in now:
+            if item in first or not gone:
+                continue
+            swapped = np.array([place[gone[0] if other == item else other] for other in now])
+            broken = [
+                rule.name
+                for rule in result.rules
+                if rule.scope == "user" and not isinstance(rule, Soft) and rule.measure(swapped, table) > 1e-6
+            ]
+            if broken:
+                reasons[item] = f"for {', '.join(broken)}"
+            elif any(rule.scope == "population" for rule in result.rules):
+                reasons[item] = "for the weight on diversity, or a rule about all slates"
+            else:
+                reasons[item] = "for the weight on diversity"
+        return reasons
+
+    def _table(self, result: Result, user: str) -> Any:
+        from recsys_budget.rerank.frames import CandidateTable
+
+        table = CandidateTable.read(
+            self.candidates(result.choice.epsilon),
+            self.catalogue,
+            self.reranker.slate_size,
+            self.basis.served_history(),
+        )
+        return table.of(table.find(user))
+
+    def _model(self, epsilon: float | None) -> Any:
+        if self.path is None or epsilon is None:
+            return None
+        return next(point.model for point in self.path.points if point.value == epsilon)
