@@ -27,6 +27,8 @@ _STYLE = (
     ".rb-card .rb-gauge{height:.7em;border-radius:.35em;background:#8884;overflow:hidden}"
     ".rb-card .rb-gauge>div{height:100%;background:#0d8ecf}"
     ".rb-card .rb-gauge>.rb-full{background:#d55e00}"
+    ".rb-card .rb-beside{display:flex;flex-wrap:wrap;gap:0 1.5em}"
+    ".rb-card .rb-beside>div{flex:1 1 22em;min-width:0}"
     "</style>"
 )
 
@@ -50,6 +52,11 @@ def text(value: object) -> Html:
 def details(summary: object, *body: object) -> Html:
     """Something to open when it is wanted."""
     return Html(f"<details><summary>{escape(summary)}</summary>{''.join(map(escape, body))}</details>")
+
+
+def beside(*parts: object) -> Html:
+    """Parts side by side where the page is wide enough."""
+    return Html(f'<div class="rb-beside">{"".join(f"<div>{escape(part)}</div>" for part in parts)}</div>')
 
 
 def table(rows: Iterable[Sequence[object]], columns: Sequence[object] = ()) -> Html:

@@ -94,9 +94,11 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         for place, front in enumerate(self._fronts):
             front.observe(lambda change, place=place: self._clicked(place, change["new"]), "selected")
             front.observe(lambda _: self._draw(), "loaded")
-        names = [f"{f.y} against {f.x}".replace("_", " ") for f in self._operation.frontiers]
+        names = [f.swept for f in self._operation.frontiers]
         self._which = widgets.ToggleButtons(
-            options=[(name, place) for place, name in enumerate(names)], description="Frontier", style=_NAMED
+            options=[(name, place) for place, name in enumerate(names)],
+            description="Frontier of",
+            style={**_NAMED, "button_width": "auto"},
         )
         self._which.observe(lambda _: self._draw(), "value")
 
@@ -259,6 +261,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         """Answer the choice and say everything anew."""
         if self._user.value not in self._users:
             return  # somebody is typing
+        self._say("Working...")
         try:
             result = self.result
         except RecsysBudgetError as error:
@@ -275,7 +278,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         finally:
             self._busy = False
         self._slates.value = panels.slates(self._operation, result, self._user.value)
-        self._rules.value = panels.rules(result)
+        self._rules.value = panels.rules(self._operation, result, self._user.value)
         self._budget.value = panels.budget(self._choice.epsilon, self._ledger, 0.0)
         self._show_conflict(result)
         if result.certificate is not None:

@@ -14,6 +14,7 @@ from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
 from recsys_budget.rerank import Certificate, Conflict, EngagementDiversity, Slates, top_k
+from recsys_budget.rerank.frames import CandidateTable
 from recsys_budget.rerank.loosening import number_of, with_number
 
 
@@ -88,6 +89,7 @@ class Operation:
         self.catalogue = self.basis.catalogue
         self._candidates: dict[float | None, Any] = {}
         self._before: dict[float | None, pd.DataFrame] = {}
+        self._populations: dict[float | None, CandidateTable] = {}
         self._results: dict[tuple[Any, ...], Result] = {}
 
     @property
@@ -199,16 +201,46 @@ class Operation:
                 reasons[item] = "for the weight on diversity"
         return reasons
 
-    def _table(self, result: Result, user: str) -> Any:
-        from recsys_budget.rerank.frames import CandidateTable
+    def slack(self, result: Result, user: str) -> dict[str, float]:
+        """How far each rule is from its bound: in a user's slate, or in all slates for a rule about them.
 
-        table = CandidateTable.read(
-            self.candidates(result.choice.epsilon),
-            self.catalogue,
-            self.reranker.slate_size,
-            self.basis.served_history(),
-        )
-        return table.of(table.find(user))
+        In the rule's own unit, negative where a soft rule is violated; of a rule with several bounds the
+        least.
+        """
+        assert result.slates is not None
+        everybody = self._population(result.choice.epsilon)
+        chosen = result.slates.frame
+        one = everybody.of(everybody.find(user))
+        mine = chosen.loc[chosen["user"] == user, "item"]
+        slack = {}
+        for rule in result.rules:
+            candidates: Any = everybody if rule.scope == "population" else one
+            if rule.scope == "population":
+                keys = everybody.users.repeat(np.diff(everybody.offsets)) + "\0"
+                keys += self.catalogue.ids.take(everybody.items)
+                at = keys.get_indexer(pd.Index(chosen["user"] + "\0" + chosen["item"]))
+            else:
+                at = pd.Index(self.catalogue.ids.take(one.items)).get_indexer(pd.Index(mine))
+            places = chosen["rank"].to_numpy() - 1 if rule.scope == "population" else np.arange(len(mine))
+            x = np.zeros((len(candidates.items), everybody.k))
+            x[at, places] = 1.0
+            lhs = rule.lhs(x if rule.positional else x.sum(axis=1), candidates)
+            slack[rule.name] = float(np.min(np.asarray(rule.rhs(candidates)) - np.asarray(lhs)))
+        return slack
+
+    def _table(self, result: Result, user: str) -> Any:
+        everybody = self._population(result.choice.epsilon)
+        return everybody.of(everybody.find(user))
+
+    def _population(self, epsilon: float | None) -> CandidateTable:
+        if epsilon not in self._populations:
+            self._populations[epsilon] = CandidateTable.read(
+                self.candidates(epsilon),
+                self.catalogue,
+                self.reranker.slate_size,
+                self.basis.served_history(),
+            )
+        return self._populations[epsilon]
 
     def _model(self, epsilon: float | None) -> Any:
         if self.path is None or epsilon is None:

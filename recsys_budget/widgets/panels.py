@@ -27,19 +27,19 @@ def slates(operation: Operation, result: Result, user: str) -> _html.Html:
     gone = dict.fromkeys((item for item in first if item not in now), "gave way")
     return _html.card(
         f"User {user}",
-        _html.Html('<div style="display:flex;flex-wrap:wrap;gap:0 2em">'),
-        _column("Before: the most relevant", _list(operation, first, gone)),
-        _column("After: under the rules", _list(operation, now, reasons)),
-        _html.Html("</div>"),
+        _html.beside(
+            _column("Before: the most relevant", _list(operation, first, gone)),
+            _column("After: under the rules", _list(operation, now, reasons)),
+        ),
     )
 
 
-def rules(result: Result) -> _html.Html:
-    """Each rule, whether it holds, and what it costs."""
+def rules(operation: Operation, result: Result, user: str) -> _html.Html:
+    """Each rule, whether it holds, how much room it leaves, and what it costs."""
     certificate = result.certificate
     if certificate is None:
         return _html.Html("")
-    rows = []
+    rows, slack = [], operation.slack(result, user)
     for rule in result.rules:
         price = certificate.shadow_prices.get(rule.name)
         violation = certificate.violations[rule.name]
@@ -48,6 +48,7 @@ def rules(result: Result) -> _html.Html:
                 rule.name,
                 "" if rule.hard else "soft",
                 "holds" if violation <= 1e-6 else f"violated by {violation:.4g}",
+                f"{slack[rule.name]:.4g}" + (" (all slates)" if rule.scope == "population" else ""),
                 "" if price is None else f"{100 * price:.3g}%",
                 rule.reason,
             ]
@@ -55,7 +56,9 @@ def rules(result: Result) -> _html.Html:
     reached = f"objective {certificate.objective:.4f} of at most {certificate.bound:.4f}"
     return _html.card(
         "Rules",
-        _html.table(rows, ["rule", "", "in the slates", "one unit costs (engagement)", "why"]),
+        _html.table(
+            rows, ["rule", "", "in the slates", f"room for {user}", "one unit costs (engagement)", "why"]
+        ),
         note=f"{reached} (gap {certificate.gap:.2%}); privacy: {certificate.privacy}",
     )
 
@@ -80,7 +83,7 @@ def budget(epsilon: float | None, ledger: PrivacyLedger | None, plan: float) -> 
 
 
 def _column(heading: str, body: _html.Html) -> _html.Html:
-    return _html.Html(f"<div><p><b>{_html.escape(heading)}</b></p>{body}</div>")
+    return _html.Html(f"<p><b>{_html.escape(heading)}</b></p>{body}")
 
 
 def _list(operation: Operation, items: list[str], notes: dict[str, str]) -> _html.Html:
