@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+
 from recsys_budget import _html
 from recsys_budget._extras import extra
 from recsys_budget.errors import RecsysBudgetError, SpecificationError
@@ -38,6 +40,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         spend: Called with an epsilon when the spending button has been confirmed; it trains within that and
             returns the new frontier over epsilon. Whatever it reserves is the ledger's business.
         user: Whose slates to show at first; None shows the first.
+        before: Slates in use today, with columns user, item and rank, to compare with; None compares with
+            each user's most relevant items.
 
     Attributes:
         value: The choice as a dict: ``epsilon``, ``diversity``, ``rules`` (a number a rule, by the name the
@@ -57,14 +61,16 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         ledger: PrivacyLedger | None = None,
         spend: Callable[[float], Frontier] | None = None,
         user: str | None = None,
+        before: pd.DataFrame | None = None,
     ) -> None:
         if spend is not None and ledger is None:
             raise SpecificationError("spend= needs the ledger= that it spends from")
         self._ledger, self._spend = ledger, spend
-        self._operation = Operation(frontiers)
+        self._in_use = before
+        self._operation = Operation(frontiers, before)
         self._choice = self._operation.start()
         self._busy = False
-        users = self._operation.before(self._choice.epsilon)["user"].unique().tolist()
+        users = self._operation.users(self._choice.epsilon)
         self._user = widgets.Combobox(
             options=users[:500],
             value=str(user or users[0]),
@@ -171,7 +177,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         if self._operation.epsilons:
             rows.insert(1, self._wanted)
         head = [self._which] if len(self._fronts) > 1 else []
-        left = widgets.VBox([*rows, self._user, self._status, self._conflict])
+        column = widgets.Layout(width="40em", max_width="95vw")
+        left = widgets.VBox([*rows, self._user, self._status, self._conflict], layout=column)
         right = widgets.VBox([*head, *self._fronts, self._picture])
         self.children = [
             widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap")),
@@ -394,9 +401,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     def _replace_path(self, path: Frontier) -> None:
         """Go on with a new frontier over epsilon; what else was chosen stays."""
         others = [f for f in self._operation.frontiers if f is not self._operation.path]
-        before = self._choice
-        self._operation = Operation((path, *others))
-        self._choice = replace(before, epsilon=self._operation.epsilons[-1])
+        self._operation = Operation((path, *others), self._in_use)
+        self._choice = replace(self._choice, epsilon=self._operation.epsilons[-1])
         self._controls = {}
         self._build_fronts()
         self._build_controls()

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
 
 from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
-from recsys_budget.errors import InfeasibleError, SpecificationError
+from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
-from recsys_budget.rerank import Certificate, Conflict, EngagementDiversity, Slates, top_k
+from recsys_budget.rerank import Certificate, Conflict, EngagementDiversity, Scores, Slates, top_k
 from recsys_budget.rerank.frames import CandidateTable
 from recsys_budget.rerank.loosening import number_of, with_number
 
@@ -62,12 +63,15 @@ class Operation:
 
     Args:
         frontiers: At least one with a re-ranker behind it; at most one over epsilon.
+        before: Slates in use today, with columns user, item and rank; None takes each user's most relevant
+            items.
 
     Raises:
         SpecificationError: There is no re-ranker, or the frontiers are of different candidates.
+        DataError: The slates in use are no table of slates.
     """
 
-    def __init__(self, frontiers: tuple[Frontier, ...]) -> None:
+    def __init__(self, frontiers: tuple[Frontier, ...], before: pd.DataFrame | None = None) -> None:
         bases = [frontier.basis for frontier in frontiers]
         known = [basis for basis in bases if basis is not None and basis.reranker is not None]
         if len(known) < len(frontiers) or not known:
@@ -88,7 +92,8 @@ class Operation:
         self.reranker = self.basis.reranker
         self.catalogue = self.basis.catalogue
         self._candidates: dict[float | None, Any] = {}
-        self._before: dict[float | None, pd.DataFrame] = {}
+        self._top: dict[float | None, pd.DataFrame] = {}
+        self._in_use = None if before is None else self._slates(before)
         self._populations: dict[float | None, CandidateTable] = {}
         self._results: dict[tuple[Any, ...], Result] = {}
 
@@ -114,17 +119,26 @@ class Operation:
         return Choice(epsilons[-1] if epsilons else None, weight, self.numbers())
 
     def candidates(self, epsilon: float | None) -> Any:
-        """Of the model at this epsilon."""
+        """Of the model at this epsilon, as pandas or Scores."""
         if epsilon not in self._candidates:
-            self._candidates[epsilon] = self.basis.candidates(self._model(epsilon))
+            found = self.basis.candidates(self._model(epsilon))
+            if not isinstance(found, Scores):
+                found = nw.from_native(found, eager_only=True).to_pandas()
+            self._candidates[epsilon] = found
         return self._candidates[epsilon]
 
     def before(self, epsilon: float | None) -> pd.DataFrame:
-        """The most relevant items of each user: slates before rules and weights."""
-        if epsilon not in self._before:
+        """Slates in use today; or each user's most relevant items, before rules and weights."""
+        if self._in_use is not None:
+            return self._in_use
+        if epsilon not in self._top:
             top = top_k(self.candidates(epsilon), self.catalogue, self.reranker.slate_size)
-            self._before[epsilon] = pd.DataFrame(top)
-        return self._before[epsilon]
+            self._top[epsilon] = top
+        return self._top[epsilon]
+
+    def users(self, epsilon: float | None) -> list[str]:
+        """Users with candidates."""
+        return self._population(epsilon).users.tolist()
 
     def answer(self, choice: Choice) -> Result:
         """Slates under the choice, or the conflict.
@@ -180,9 +194,9 @@ class Operation:
         now = chosen.loc[chosen["user"] == user, "item"].tolist()
         before = self.before(result.choice.epsilon)
         first = before.loc[before["user"] == user, "item"].tolist()
-        gone = [item for item in first if item not in now]
         table = self._table(result, user)
         place = {item: row for row, item in enumerate(self.catalogue.ids.take(table.items))}
+        gone = [item for item in first if item not in now and item in place]
         reasons = {}
         for item in now:
             if item in first or not gone:
@@ -241,6 +255,14 @@ class Operation:
                 self.basis.served_history(),
             )
         return self._populations[epsilon]
+
+    def _slates(self, before: pd.DataFrame) -> pd.DataFrame:
+        if missing := [name for name in ("user", "item", "rank") if name not in before]:
+            raise DataError(f"the slates in use have no column {missing[0]!r}")
+        slates = before.astype({"user": str, "item": str}).sort_values(["user", "rank"], kind="stable")
+        if (unknown := self.catalogue.positions(slates["item"]) < 0).any():
+            raise DataError(f"item {slates['item'][unknown].iloc[0]!r} in use is not in the catalogue")
+        return slates
 
     def _model(self, epsilon: float | None) -> Any:
         if self.path is None or epsilon is None:

@@ -28,8 +28,8 @@ def slates(operation: Operation, result: Result, user: str) -> _html.Html:
     return _html.card(
         f"User {user}",
         _html.beside(
-            _column("Before: the most relevant", _list(operation, first, gone)),
-            _column("After: under the rules", _list(operation, now, reasons)),
+            _column("Before", _list(operation, first, gone)),
+            _column("After", _list(operation, now, reasons)),
         ),
     )
 
