@@ -209,7 +209,9 @@ from recsys_budget.cli.dashboard import explorer
 folder = Path({str(files)!r})
 explorer(*(str(folder / name) for name in ("candidates.csv", "catalogue.csv", "policy.yaml")))
 """
-    nbformat.write(new_notebook(cells=[new_code_cell(source)]), root / "page.ipynb")
+    # Without its name JupyterLab would ask for the kernel.
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=kernel), root / "page.ipynb")
     quiet = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
     quiet.mkdir(parents=True)
     (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews":"false","checkForUpdates":false}')

@@ -19,7 +19,9 @@ def slates(operation: Operation, result: Result, user: str) -> _html.Html:
     first = before.loc[before["user"] == user, "item"].tolist()
     if result.slates is None:
         return _html.card(
-            f"User {user}", _html.text("No slates: the rules conflict."), _list(operation, first, {})
+            f"User {user}",
+            _html.text("No slates: the rules conflict."),
+            _column("Before", _list(operation, first, {})),
         )
     after = result.slates.frame
     now = after.loc[after["user"] == user, "item"].tolist()
