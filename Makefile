@@ -12,6 +12,7 @@ demo: $(VENV)/ready
 	$(BIN)/recsys-budget demo
 
 test: $(VENV)/ready
+	.ci/chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -63,3 +63,4 @@ from .rerank import Scores as Scores
 from .rerank import rerank_part as rerank_part
 from .rerank import rerank_parts as rerank_parts
 from .rerank import top_k as top_k
+from .widgets import Explorer as Explorer

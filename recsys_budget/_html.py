@@ -44,6 +44,8 @@ _STYLE = (
     f".rb-card .rb-gauge>.rb-full{{background:{VERMILION}}}"
     ".rb-card figure{margin:.6em 0}"
     ".rb-card figure img{max-width:100%;height:auto;background:#fff;border-radius:6px}"
+    ".rb-card .rb-beside{display:flex;flex-wrap:wrap;gap:0 1.5em}"
+    ".rb-card .rb-beside>div{flex:1 1 22em;min-width:0}"
     "</style>"
 )
 
@@ -88,6 +90,11 @@ def picture(figure: Figure, description: str) -> Html:
 def details(summary: object, *body: object) -> Html:
     """Something to open when it is wanted."""
     return Html(f"<details><summary>{escape(summary)}</summary>{''.join(map(escape, body))}</details>")
+
+
+def beside(*parts: object) -> Html:
+    """Parts side by side where the page is wide enough."""
+    return Html(f'<div class="rb-beside">{"".join(f"<div>{escape(part)}</div>" for part in parts)}</div>')
 
 
 def table(rows: Iterable[Sequence[object]], columns: Sequence[object] = ()) -> Html:

@@ -88,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     rerank.set_defaults(run=_rerank, usage=rerank.error)
 
     commands.add_parser("doctor", help="say what this computer lacks, and what to do")  # see main
+    board = commands.add_parser("dashboard", help="the explorer as a page, for this computer alone")
+    board.add_argument("candidates", type=Path, nargs="?", help="as for rerank (default: the bundled data)")
+    board.add_argument("--catalogue", type=Path, help="csv, tsv or parquet: item and facts")
+    board.add_argument("--policy", type=Path, help="the rules, in YAML or JSON")
+    board.add_argument("--slates", type=Path, help="slates in use today, to compare with: user, item, rank")
+    board.add_argument("--host", default="127.0.0.1", help="others than this let others in, without password")
+    board.add_argument("--port", type=int, default=8866, help="default: %(default)s")
+    board.add_argument("--no-browser", action="store_true", help="open none")
+    board.set_defaults(run=_dashboard)
 
     data = commands.add_parser("data", help="list, fetch or generate data").add_subparsers(
         required=True, metavar="ACTION"
@@ -146,6 +155,20 @@ def _rerank(options: argparse.Namespace) -> None:
     )
     if not options.quiet:
         print(slates.certificate)
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from recsys_budget.cli.dashboard import serve
+
+    serve(
+        candidates=options.candidates,
+        catalogue=options.catalogue,
+        policy=options.policy,
+        slates=options.slates,
+        host=options.host,
+        port=options.port,
+        browser=not options.no_browser,
+    )
 
 
 def _list(options: argparse.Namespace) -> None:

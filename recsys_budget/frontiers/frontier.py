@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from recsys_budget import _html
 from recsys_budget._style import clip
 from recsys_budget.errors import SpecificationError
+from recsys_budget.frontiers.basis import Basis
 from recsys_budget.rerank import Certificate, Conflict, Slates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from recsys_budget.widgets import Explorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,8 @@ class Frontier:
         bound: Corners of a line that no slates can be above, with columns x and y; None where nothing is
             certified about it.
         points: What is behind each row, in the same order; empty where nothing is.
+        swept: What was swept: ``"epsilon"``, ``"diversity"`` or the name of a rule.
+        basis: What it was made from; None where it was put together by hand.
     """
 
     frame: pd.DataFrame
@@ -70,6 +75,8 @@ class Frontier:
     note: str = ""
     bound: pd.DataFrame | None = None
     points: tuple[Point, ...] = ()
+    swept: str = ""
+    basis: Basis | None = None
 
     def __post_init__(self) -> None:
         if self.x_better not in ("more", "less"):
@@ -146,6 +153,21 @@ class Frontier:
         from recsys_budget.frontiers.figure import draw
 
         return draw(self, ax, selected)
+
+    def explore(self, *others: Frontier, **options: Any) -> Explorer:
+        """A widget to move along this frontier, and see what each point does to the slates.
+
+        Args:
+            others: Further frontiers of the same users and rules, such as one over epsilon.
+            options: See :class:`~recsys_budget.widgets.Explorer`.
+
+        Raises:
+            MissingExtraError: ipywidgets is not installed.
+            SpecificationError: The frontier has no re-ranker behind it.
+        """
+        from recsys_budget.widgets import Explorer
+
+        return Explorer(self, *others, **options)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a page of its own: figure, table and what stands in the way, with nothing to load."""
