@@ -1,5 +1,7 @@
+from .als import PrivateALS as PrivateALS
 from .autoencoder import PathPoint as PathPoint
 from .autoencoder import PrivateAutoencoder as PrivateAutoencoder
 from .base import Recommender as Recommender
 from .baselines import EASE as EASE
 from .baselines import Popularity as Popularity
+from .implicit_als import ImplicitALS as ImplicitALS
