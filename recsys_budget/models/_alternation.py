@@ -1,8 +1,8 @@
-"""The arithmetic of private alternating least squares: what users add up to, and what is made of a noisy sum.
+"""The arithmetic of private alternating least squares: what users add up to, and what becomes of a noisy sum.
 
-Everything here is a function of arrays: nothing is paid for and no noise is drawn. What a user adds is the outer
-product of that user's row (over items) and that user's features (of the user's own vector), both of Euclidean
-norm at most 1.
+Everything here is a function of arrays: nothing is paid for and no noise is drawn. What a user adds is the
+outer product of that user's row (over items) and that user's features (of the user's own vector), both of
+Euclidean norm at most 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EVERYBODY = 0.3
 def unit_rows(
     table: sparse.csr_array, items: NDArray[np.integer], weights: Floats, *, everybody: float = 0.0
 ) -> sparse.csr_array:
-    """Each user's items, weighted and scaled so that the row has norm at most 1.
+    """Each user's items, weighted, and scaled so that the row has norm at most 1.
 
     Args:
         table: Users x items, 1 where a pair is present.
@@ -51,11 +51,13 @@ def unit_rows(
         everybody: Value of one more column that every user has; 0 adds none.
 
     Returns:
-        Users x items (one more with ``everybody``), float64, multiples of 2**-15. A row of none of the items is 0.
+        Users x items (one more with ``everybody``), float64, multiples of 2**-15. Whoever has none of the
+        items has zeros there.
 
     Guarantees:
-        The squares of a row's entries add up to at most 1, exactly: entries are rounded toward zero from values
-        a share of 1e-9 below those of a unit row, and summing up to a million squares is off by a tenth of that.
+        The squares of a row's entries add up to at most 1, exactly: entries are rounded toward zero from
+        values a share of 1e-9 below those of a unit row, and a sum of a million squares is off by a tenth of
+        that.
     """
     chosen = sparse.csr_array(table[:, items])
     lengths = np.diff(chosen.indptr)
@@ -73,8 +75,8 @@ def unit_rows(
 def users_sum(rows: sparse.csr_array, step: Alternation) -> Floats:
     """Sum over users of row times features, shape ``(rows.shape[1], n_features)``.
 
-    Sensitivity: 1. What a user adds has the Frobenius norm |row| |features| <= 1, and depends on nothing but that
-    user's row and released values. The sum is exact, so this holds for it to the last bit.
+    Sensitivity: 1. What a user adds has the Frobenius norm |row| |features| <= 1, and depends on nothing but
+    that user's row and released values. The sum is exact, so this holds for it to the last bit.
     """
     total = np.zeros((rows.shape[1], step.n_features))
     for start in range(0, rows.shape[0], _BATCH):
@@ -86,7 +88,10 @@ def users_sum(rows: sparse.csr_array, step: Alternation) -> Floats:
 class Alternation(Protocol):
     """Item factors as released so far, and the two half-steps of a sweep."""
 
-    everybody: float
+    @property
+    def everybody(self) -> float:
+        """Value of a column that every user has, beside the items'; 0 for none."""
+        ...
 
     @property
     def n_features(self) -> int:
@@ -103,7 +108,7 @@ class Alternation(Protocol):
         ...
 
     def next(self, noisy: Floats, noise: float) -> Self:
-        """Item factors after a release of the users' sum; ``noise`` is the standard deviation on each entry."""
+        """Item factors after a release of the users' sum; ``noise`` is the standard deviation of an entry."""
         ...
 
     def scores(self, rows: sparse.csr_array) -> Floats:
@@ -116,24 +121,25 @@ class EqualPairs:
     """All pairs of a user and an item weigh alike, present or not.
 
     The items' least squares are then ``V = B G^-1``, with B the sum of row times user vector and G the users'
-    matrix. V and B span the same space, whatever G is, so that G need not be released: alternating least squares
-    is subspace iteration. The space is read off the sketches B of all sweeps side by side, older ones fading, by
-    singular values that stand out from the noise. User vectors take each direction by its strength^-1/2, which
-    makes their parts alike in size, as the user half-step of a balanced factorisation does; the direction of
-    popularity, known from the counts, is left out of them, so that a user's norm is spent on taste.
+    matrix. V and B span the same space, whatever G is, so that G need not be released: alternating least
+    squares is subspace iteration. The space is read off the sketches B of all sweeps side by side, older ones
+    fading, by singular values that stand out from the noise. User vectors take each direction by its
+    strength^-1/2, which makes their parts alike in size, as the user half-step of a balanced factorisation
+    does; the direction of popularity, known from the counts, is left out of them, so that a user's norm is
+    spent on taste.
 
     Attributes:
         weights: Item weights, shape ``(n_items,)``.
         popular: Unit vector of popularity among weighted items.
         basis: What user vectors are read from, shape ``(n_items, n_factors)``.
-        sketches: Sketches side by side, in units of the noise of the last one, shape ``(n_items, n_columns)``.
+        sketches: Sketches side by side, in units of their noise, faded; shape ``(n_items, n_columns)``.
         fading: Of each column of ``sketches``, the standard deviation of its noise.
         directions: Orthonormal, shape ``(n_items, rank)``: what stands out from the noise.
         reliability: Expected squared cosine between each of these and what it estimates.
 
     References:
-        Benaych-Georges and Nadakuditi (2012), arXiv:1103.2221, section 3.1 (cosines). Gavish and Donoho (2017),
-        arXiv:1405.7511, equation 7 (shrinkage). Krichene et al. (2023), arXiv:2302.07975 (weights).
+        Benaych-Georges and Nadakuditi (2012), arXiv:1103.2221, section 3.1 (cosines). Gavish and Donoho
+        (2017), arXiv:1405.7511, equation 7 (shrinkage). Krichene et al. (2023), arXiv:2302.07975 (weights).
     """
 
     weights: Floats
@@ -158,12 +164,12 @@ class EqualPairs:
     @property
     def n_features(self) -> int:
         """See :class:`Alternation`."""
-        return self.basis.shape[1]
+        return int(self.basis.shape[1])
 
     @property
     def rank(self) -> int:
         """See :class:`Alternation`."""
-        return self.directions.shape[1]
+        return int(self.directions.shape[1])
 
     def features(self, rows: sparse.csr_array) -> Floats:
         """See :class:`Alternation`."""
@@ -177,7 +183,7 @@ class EqualPairs:
         left, singular, _ = np.linalg.svd(sketches, full_matrices=False)
         n = len(self.weights)
         # The largest singular value of the noise is at most sqrt(n) + |fading| in expectation (Chevet).
-        signal, reliability = spiked(singular / math.sqrt(n), (fading @ fading) / n)
+        signal, reliability = spiked(singular / math.sqrt(n), float(fading @ fading) / n)
         rank = int(np.count_nonzero(signal))
         basis = left / np.sqrt(np.maximum(signal, _DOUBT))
         return type(self)(
@@ -189,7 +195,9 @@ class EqualPairs:
         """See :class:`Alternation`."""
         common = np.maximum(rows @ self.popular, _STRANGER)
         taste = (rows @ self.directions) * self.reliability
-        return (np.outer(common, self.popular) + taste @ self.directions.T) / self.weights
+        weighted = np.outer(common, self.popular) + taste @ self.directions.T
+        # Dividing by the weights would undo them; half of it, as their noise is undone as well.
+        return np.asarray(weighted / np.sqrt(self.weights))
 
 
 @dataclass(frozen=True)
@@ -198,13 +206,14 @@ class WeightedPairs:
 
     Item i minimises the sum over users of ``y_ui (1 - u . v_i)^2`` over those who have it and of
     ``unobserved_weight (u . v_i)^2`` over all, so that ``(A_i + unobserved_weight G) v_i = b_i`` with
-    ``A_i = sum_u y_ui u u^T``, ``b_i = sum_u y_ui u`` and ``G = sum_u u u^T``, the row y of a user having norm at
-    most 1. For all of them at once a user contributes the outer product of the row, with one more constant entry
-    for G, and of ``(u, svec(u)) / sqrt(2)``.
+    ``A_i = sum_u y_ui u u^T``, ``b_i = sum_u y_ui u`` and ``G = sum_u u u^T``, the row y of a user having
+    norm at most 1. For all of them at once a user contributes the outer product of the row, with one more
+    constant entry for G, and of ``(u, svec(u)) / sqrt(2)``.
 
-    svec lists the upper triangle of ``u u^T``, entries off the diagonal times sqrt(2). As each of them stands twice
-    in the matrix, the norm of svec is the Frobenius norm of ``u u^T``, which is |u|^2; the plain upper triangle has
-    norm up to |u|^2 as well, but no less noise off the diagonal than on it.
+    svec lists the upper triangle of ``u u^T``, entries off the diagonal times sqrt(2). As each of them stands
+    twice in the matrix, the norm of svec is the Frobenius norm of ``u u^T``, which is |u|^2. The norm of the
+    plain triangle can be as large, at a unit vector, so that it would gain nothing and have more noise off
+    the diagonal.
 
     Attributes:
         factors: Shape ``(n_items, n_factors)``.
@@ -220,22 +229,20 @@ class WeightedPairs:
     everybody: float = _EVERYBODY
 
     @classmethod
-    def start(
-        cls, n_items: int, n_factors: int, unobserved_weight: float, rng: np.random.Generator
-    ) -> Self:
+    def start(cls, n_items: int, n_factors: int, unobserved_weight: float, rng: np.random.Generator) -> Self:
         """Random factors."""
         return cls(rng.standard_normal((n_items, n_factors)), unobserved_weight)
 
     @property
     def n_features(self) -> int:
         """See :class:`Alternation`."""
-        d = self.factors.shape[1]
+        d = int(self.factors.shape[1])
         return d + d * (d + 1) // 2
 
     @property
     def rank(self) -> int:
         """See :class:`Alternation`."""
-        return self.factors.shape[1]
+        return int(self.factors.shape[1])
 
     def features(self, rows: sparse.csr_array) -> Floats:
         """See :class:`Alternation`."""
@@ -244,14 +251,15 @@ class WeightedPairs:
 
     def next(self, noisy: Floats, noise: float) -> Self:
         """See :class:`Alternation`. Adds the edge of the noise's spectrum as a ridge to what is left of A_i."""
-        d = self.factors.shape[1]
+        d = int(self.factors.shape[1])
         right = math.sqrt(2) * noisy[:-1, :d]
         matrices = math.sqrt(2) * smat(noisy[:, d:])
         everybody = _positive(matrices[-1:] / self.everybody)
         # Noise sqrt(2) on the diagonal and 1 off it: eigenvalues up to 2 sqrt(d) for large d.
         ridge = 2 * noise * math.sqrt(d) * np.eye(d)
         left = _positive(matrices[:-1] + self.unobserved_weight * everybody) + ridge
-        return type(self)(np.linalg.solve(left, right[:, :, None])[:, :, 0], self.unobserved_weight)
+        factors = np.asarray(np.linalg.solve(left, right[:, :, None])[:, :, 0], np.float64)
+        return type(self)(factors, self.unobserved_weight)
 
     def scores(self, rows: sparse.csr_array) -> Floats:
         """See :class:`Alternation`."""
@@ -259,7 +267,7 @@ class WeightedPairs:
 
     def _solve(self, rows: sparse.csr_array) -> Floats:
         """Each user's own least squares."""
-        d = self.factors.shape[1]
+        d = int(self.factors.shape[1])
         rows = rows[:, : len(self.factors)]
         everything = self.unobserved_weight * self.factors.T @ self.factors
         ridge = max(_USER_RIDGE * float(np.trace(everything)) / d, 1e-12)
@@ -298,8 +306,8 @@ def spiked(singular: Floats, aspect: float) -> tuple[Floats, Floats]:
         aspect: m / n.
 
     Returns:
-        The singular value that minimises the squared error (0 where nothing stands out from the noise), and the
-        expected squared cosine between the vector and what it estimates (0 there as well).
+        The singular value that minimises the squared error (0 where nothing stands out from the noise), and
+        the expected squared cosine between the vector and what it estimates (0 there as well).
     """
     clear = singular > 1 + math.sqrt(aspect)
     y = np.where(clear, singular, 2 + aspect)  # of no effect, but with a square root

@@ -24,8 +24,8 @@ from recsys_budget.privacy import (
 
 # Each sweep gets this much more of the budget than the one before: the last ones decide.
 _GROWTH = 1.5
-# Items and factors for each unit of sqrt(users / noise): where all pairs weigh alike, and where each item has a
-# matrix, which drowns earlier.
+# Items and factors for each unit of sqrt(users / noise): where all pairs weigh alike, and where each item has
+# a matrix, which drowns earlier.
 _EQUAL, _WEIGHTED = (8.0, 0.4), (4.0, 0.13)
 _MOST_FACTORS = 128
 
@@ -33,35 +33,35 @@ _MOST_FACTORS = 128
 class PrivateALS(Recommender):
     """Factorisation by alternating least squares, differentially private for users.
 
-    A user's vector is computed from that user's own rows and from released item factors, and is never released;
-    when a user is scored it is computed again. So only the items' half of each sweep spends (the billboard model:
-    *joint* differential privacy, and plain differential privacy of the released item factors). All mechanisms are
-    in one reservation, made before any data is read:
+    A user's vector is computed from that user's own rows and from released item factors, and is never
+    released; when a user is scored it is computed again. So only the items' half of each sweep spends (the
+    billboard model: *joint* differential privacy, and plain differential privacy of the released item
+    factors). All mechanisms are in one reservation, made before any data is read:
 
-    1. Noisy item counts. A user adds a vector of norm at most 1 (the row divided by its norm). They choose the
-       ``head_items`` that are factorised; other items rank below them, by their counts.
+    1. Noisy item counts. A user adds a vector of norm at most 1 (the row divided by its norm). They choose
+       the ``head_items`` that are factorised; other items rank below them, by their counts.
     2. In each sweep, one noisy sum over users of the outer product of the user's row and the user's features.
        The row is weighted by the items' noisy counts to the power ``-count_exponent``, so that rare items are
        drowned less, and scaled to norm 1; the features are the user's vector at norm 1, and its products with
        itself where pairs are weighted. So one user moves the whole sum, all items together, by at most 1.
 
-    With ``unobserved_weight=None`` all pairs weigh alike, and a sum has ``head_items x n_factors`` entries. With a
-    number it is DPALS as published: absent pairs weigh less than present ones, which needs a matrix for each item,
-    ``n_factors (n_factors + 1) / 2`` entries more for each, and as much more noise.
+    With ``unobserved_weight=None`` all pairs weigh alike, and a sum has ``head_items x n_factors`` entries.
+    With a number it is DPALS as published: absent pairs weigh less than present ones, which needs a matrix
+    for each item, ``n_factors (n_factors + 1) / 2`` entries more for each, and as much more noise.
 
     What noise leaves of the factors is read off singular values that stand out from it. Where none does,
     ``rank_`` is 0 and the model is noisy popularity.
 
-    The constants were chosen on generated data and on splits inside the training users of MovieLens: test users
-    of the published figures had no part in it.
+    The constants were chosen on generated data and on splits inside the training users of MovieLens and
+    goodbooks-10k: test users of the published figures had no part in it.
 
     All constructor arguments are public constants: choose them without looking at the private data.
 
     Args:
         declared_users: About how many users there are, as publicly known; never checked against the data.
-        n_factors: Width of the factors. None takes 0.4 sqrt(declared_users / noise), with the noise multiplier
-            of one release that spends all the ledger has left, or 0.13 times that square root with an
-            ``unobserved_weight``; at least 2 and at most 128.
+        n_factors: Width of the factors. None takes 0.4 sqrt(declared_users / noise), with the noise
+            multiplier of one release that spends all the ledger has left, or 0.13 times that square root with
+            an ``unobserved_weight``; at least 2 and at most 128.
         head_items: Items factorised. None takes 8 and 4 times the same square root.
         sweeps: How often users and items take turns. Each gets 1.5 times the budget of the one before.
         unobserved_weight: Weight of absent pairs beside present ones; None weighs all alike.
@@ -78,9 +78,9 @@ class PrivateALS(Recommender):
         receipt_: What it cost.
 
     References:
-        Chien et al. (2021), arXiv:2107.09802 (DPALS). Krichene et al. (2023), arXiv:2302.07975 (weights by counts).
-        Hu, Koren and Volinsky (2008), doi:10.1109/ICDM.2008.22 (implicit ALS). Hardt and Price (2014),
-        arXiv:1311.2495 (noisy subspace iteration). Hsu et al. (2016), doi:10.1137/140978752 (billboard).
+        Chien et al. (2021), arXiv:2107.09802 (DPALS). Krichene et al. (2023), arXiv:2302.07975 (weights by
+        counts). Hu, Koren and Volinsky (2008), doi:10.1109/ICDM.2008.22 (implicit ALS). Hardt and Price
+        (2014), arXiv:1311.2495 (noisy subspace iteration). Hsu et al. (2014), arXiv:1311.2828 (billboard).
 
     Examples:
         >>> from recsys_budget import PrivacyBudget, PrivacyLedger, load_dataset
@@ -115,8 +115,8 @@ class PrivateALS(Recommender):
     def fit(self, interactions: Interactions, *, ledger: PrivacyLedger) -> Self:
         """Reserve, then count and sweep; afterwards the reservation is settled.
 
-        An interrupt (a notebook's stop button) after the first sweep ends training: the model is that of the last
-        complete sweep, and the receipt says so.
+        An interrupt (a notebook's stop button) after the first sweep ends training: the model is that of the
+        last complete sweep, and the receipt says so.
 
         Args:
             interactions: Implicit feedback (ratings are ignored), over a declared catalogue.
@@ -132,7 +132,9 @@ class PrivateALS(Recommender):
         self._check(interactions)
         ledger.register(interactions.users)
         counting, *sweeping = mechanisms = self._plan(ledger)
-        n_head, n_factors = self._sizes(counting.noise_multiplier * math.sqrt(self.counts_share), interactions)
+        n_head, n_factors = self._sizes(
+            counting.noise_multiplier * math.sqrt(self.counts_share), interactions
+        )
         noise = SystemNoise() if self.insecure_seed is None else SeededNoise(self.insecure_seed)
         rng = np.random.default_rng(self.insecure_seed)  # where to start: nothing private hangs on it
         reservation = ledger.reserve(mechanisms, purpose=f"fit {type(self).__name__}")
@@ -141,8 +143,10 @@ class PrivateALS(Recommender):
             reservation.use(counting)
             table = interactions.matrix()
             everything = np.arange(interactions.n_items)
-            plain = unit_rows(table, everything, np.ones(interactions.n_items)).sum(axis=0)
-            counts = release_sum(plain, sensitivity=1.0, mechanism=counting, noise=noise)
+            plain = unit_rows(table, everything, np.ones(interactions.n_items))
+            counts = release_sum(
+                np.asarray(plain.sum(axis=0), np.float64), sensitivity=1.0, mechanism=counting, noise=noise
+            )
             order = np.argsort(-counts, kind="stable")
             head = order[:n_head]
             # A count below its own noise says nothing.

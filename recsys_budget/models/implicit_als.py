@@ -18,8 +18,8 @@ from recsys_budget.privacy import Receipt
 class ImplicitALS(Recommender):
     """**Not private.** Implicit alternating least squares: what factorisation reaches without privacy.
 
-    The `implicit` package fits it (``pip install "recsys-budget[compare]"``), with exact solves on the processor.
-    Users are scored by fold-in, as everywhere here: by one least-squares problem over their own history.
+    The `implicit` package fits it (``pip install "recsys-budget[compare]"``), on the processor and with exact
+    solves. Users are scored by fold-in, as everywhere here: by least squares over their own history.
 
     Args:
         n_factors: Width of the factors.

@@ -204,7 +204,7 @@ def _facts(mechanism: Mechanism) -> tuple[float, float, int]:
 def _merged(schedule: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
     """The same with all releases of full sums as one: 1 / noise^2 adds up, without any loss.
 
-    The privacy loss of a Gaussian release is normal, and so is the sum of several: that of one release of more.
+    The privacy loss of a Gaussian release is normal, and a sum of several is that of one with less noise.
     """
     full = math.fsum(steps / noise**2 for noise, rate, steps in schedule if rate == 1.0)
     sampled = [facts for facts in schedule if facts[1] < 1.0]
