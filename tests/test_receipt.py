@@ -13,7 +13,7 @@ import pytest
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import DataError, LedgerCorruptError, SpecificationError
-from recsys_budget.models import EASE, Popularity, PrivateAutoencoder
+from recsys_budget.models import EASE, ImplicitALS, Popularity, PrivateALS, PrivateAutoencoder
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
     GaussianMechanism,
@@ -263,6 +263,8 @@ def test_every_fitted_model_carries_a_receipt(tmp_path):
         PrivateAutoencoder(declared_users=30, n_factors=2, steps=3, progress=False, epsilon_path=(1.0,)).fit(
             table(), ledger=budget
         ),
+        PrivateALS(declared_users=30).fit(table(), ledger=PrivacyLedger(BUDGET)),
+        ImplicitALS(n_factors=2, sweeps=1).fit(table()),
     ]
     assert {type(model) for model in models} == set(Recommender.__subclasses__())
     for model in models:

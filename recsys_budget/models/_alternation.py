@@ -250,7 +250,7 @@ class WeightedPairs:
         return np.hstack([vectors, svec(vectors)]) / math.sqrt(2)
 
     def next(self, noisy: Floats, noise: float) -> Self:
-        """See :class:`Alternation`. Adds the edge of the noise's spectrum as a ridge to what is left of A_i."""
+        """See :class:`Alternation`. The edge of the noise's spectrum is added as a ridge."""
         d = int(self.factors.shape[1])
         right = math.sqrt(2) * noisy[:-1, :d]
         matrices = math.sqrt(2) * smat(noisy[:, d:])
