@@ -225,6 +225,43 @@ def test_equal_pairs_find_the_principal_directions_where_noise_is_small():
     np.testing.assert_allclose(step.directions.T @ step.directions, np.eye(step.rank), atol=1e-10)
 
 
+def test_the_first_sweep_asks_about_public_groups_and_random_directions_beside_them():
+    rng = np.random.default_rng(11)
+    counts, weights = rng.uniform(1, 9, 30), rng.uniform(0.5, 2, 30)
+    member = np.zeros((30, 4))
+    for group, items in enumerate((range(12), range(12, 20), range(20, 23), [25])):
+        member[list(items), group] = 1
+    step = EqualPairs.start(counts, weights, 5, rng, sparse.csr_array(member))
+    popular = step.popular
+    np.testing.assert_allclose(popular @ step.basis, 0, atol=1e-12)
+    np.testing.assert_allclose(step.basis.T @ step.basis, np.eye(5), atol=1e-8)
+    directions = member * popular[:, None]
+    directions -= np.outer(popular, popular @ directions)
+    left = directions - step.basis @ (step.basis.T @ directions)
+    np.testing.assert_allclose(np.linalg.norm(left, axis=0), 0, atol=1e-3)
+    # Too narrow for all of them: the largest groups first.
+    narrow = EqualPairs.start(counts, weights, 1, rng, sparse.csr_array(member)).basis[:, 0]
+    shares = np.abs(narrow @ directions) / np.linalg.norm(directions, axis=0)
+    assert shares.argmax() == 0
+    empty = EqualPairs.start(counts, weights, 5, rng, sparse.csr_array((30, 0))).basis
+    np.testing.assert_allclose(empty.T @ empty, np.eye(5), atol=1e-8)
+
+
+def test_groups_are_the_catalogues(split):
+    catalogue = split.train.catalogue
+    groups = als_module._groups(catalogue, np.array([7, 3])).toarray()
+    assert groups.shape == (2, 16)
+    for row, item in zip(groups, (7, 3), strict=True):
+        assert row[6 + catalogue.provider_codes[item]] == 1
+        np.testing.assert_array_equal(row[:6], catalogue.membership.toarray()[item])
+        assert row.sum() == catalogue.membership.toarray()[item].sum() + 1
+    with_it, without = (
+        als(insecure_seed=0, use_catalogue=use).fit(split.train, ledger=PrivacyLedger(BUDGET))
+        for use in (True, False)
+    )
+    assert not np.array_equal(with_it.score(split.fold_in), without.score(split.fold_in))
+
+
 def test_weighted_pairs_against_loops_over_users_and_items():
     """Features, the sum, each item's least squares and scores, from their definitions."""
     rng = np.random.default_rng(8)
@@ -433,6 +470,7 @@ def test_tables_shaped_by_unpaid_reads_are_refused(split):
         {"count_exponent": None},
         {"counts_share": 0.0},
         {"counts_share": 1.0},
+        {"use_catalogue": None},
         {"insecure_seed": -1},
         {"insecure_seed": 0.5},
     ],

@@ -31,6 +31,8 @@ _BATCH = 4096
 _MEMORY = 0.8
 # Signal, in units of what stands out from noise, that a direction is given the benefit of.
 _DOUBT = 0.3
+# Rounds of power iteration towards public groups, and what of random directions stays beside them.
+_GROUP_ROUNDS, _ASIDE = 3, 1e-6
 # What a user without any of the counted items has in common with everybody.
 _STRANGER = 1e-3
 # Ridge of a user's own least squares, as a share of the mean eigenvalue of the items' matrix.
@@ -152,13 +154,36 @@ class EqualPairs:
     everybody: float = 0.0
 
     @classmethod
-    def start(cls, counts: Floats, weights: Floats, n_factors: int, rng: np.random.Generator) -> Self:
-        """A random subspace; ``counts`` are noisy and positive."""
+    def start(
+        cls,
+        counts: Floats,
+        weights: Floats,
+        n_factors: int,
+        rng: np.random.Generator,
+        groups: sparse.csr_array | None = None,
+    ) -> Self:
+        """Directions in which public groups of items differ, larger groups first, and random ones.
+
+        Args:
+            counts: Noisy counts, positive.
+            weights: See the attribute.
+            n_factors: Width of the basis, at most the number of items.
+            rng: Of the random directions.
+            groups: Items x groups, 1 where an item belongs to one; public.
+        """
         popular = counts * weights
         popular /= np.linalg.norm(popular)
+        basis = _without(popular, rng.standard_normal((len(weights), n_factors)))
+        if groups is not None and groups.nnz:
+            sizes = groups.sum(axis=0)
+            lengths = np.sqrt((popular[:, None] ** 2 * groups).sum(axis=0))
+            scale = np.sqrt(sizes) / np.maximum(lengths, _SHORTEST)
+            columns = sparse.diags_array(popular) @ groups @ sparse.diags_array(scale)
+            for _ in range(_GROUP_ROUNDS):
+                basis = _without(popular, columns @ (columns.T @ basis) + _ASIDE * basis)
+                basis = np.linalg.qr(basis)[0]
         nothing = np.zeros((len(weights), 0))
-        random = np.linalg.qr(rng.standard_normal((len(weights), n_factors)))[0]
-        basis = random - np.outer(popular, popular @ random)
+        basis = _without(popular, np.linalg.qr(basis)[0])
         return cls(weights, popular, basis, nothing, np.zeros(0), nothing, np.zeros(0))
 
     @property
@@ -177,7 +202,7 @@ class EqualPairs:
 
     def next(self, noisy: Floats, noise: float) -> Self:
         """See :class:`Alternation`."""
-        sketch = (noisy - np.outer(self.popular, self.popular @ noisy)) / noise
+        sketch = _without(self.popular, noisy) / noise
         sketches = np.hstack([_MEMORY * self.sketches, sketch])
         fading = np.append(_MEMORY * self.fading, np.ones(sketch.shape[1]))
         left, singular, _ = np.linalg.svd(sketches, full_matrices=False)
@@ -281,6 +306,11 @@ def unit(vectors: Floats) -> Floats:
     """Each row divided by its norm; 0 where it has none to speak of."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.where(norms > _SHORTEST, vectors / np.maximum(norms, _SHORTEST), 0.0)
+
+
+def _without(direction: Floats, columns: Floats) -> Floats:
+    """Columns less their part along a unit vector."""
+    return columns - np.outer(direction, direction @ columns)
 
 
 def svec(vectors: Floats) -> Floats:

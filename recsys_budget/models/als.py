@@ -7,8 +7,9 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from recsys_budget.data import Interactions
+from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import SpecificationError
 from recsys_budget.models._alternation import Alternation, EqualPairs, WeightedPairs, unit_rows, users_sum
 from recsys_budget.models.base import Recommender
@@ -49,6 +50,9 @@ class PrivateALS(Recommender):
     With a number it is DPALS as published: absent pairs weigh less than present ones, which needs a matrix
     for each item, ``n_factors (n_factors + 1) / 2`` entries more for each, and as much more noise.
 
+    A sweep can be no better aimed than what came before it, and before the first there are the counts alone.
+    So it starts from the public catalogue where there is one: from items of one category or provider.
+
     What noise leaves of the factors is read off singular values that stand out from it. Where none does,
     ``rank_`` is 0 and the model is noisy popularity.
 
@@ -67,6 +71,8 @@ class PrivateALS(Recommender):
         unobserved_weight: Weight of absent pairs beside present ones; None weighs all alike.
         count_exponent: How much more rare items weigh in a user's row, from 0 to 1.
         counts_share: Share of the budget, in 1 / noise^2, that the counts get.
+        use_catalogue: Whether the first sweep asks about the categories and providers of the public
+            catalogue, and not about random directions alone; of effect where all pairs weigh alike.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
 
@@ -101,6 +107,7 @@ class PrivateALS(Recommender):
         unobserved_weight: float | None = None,
         count_exponent: float = 1 / 3,
         counts_share: float = 0.1,
+        use_catalogue: bool = True,
         insecure_seed: int | None = None,
     ) -> None:
         self.declared_users = declared_users
@@ -110,6 +117,7 @@ class PrivateALS(Recommender):
         self.unobserved_weight = unobserved_weight
         self.count_exponent = count_exponent
         self.counts_share = counts_share
+        self.use_catalogue = use_catalogue
         self.insecure_seed = insecure_seed
 
     def fit(self, interactions: Interactions, *, ledger: PrivacyLedger) -> Self:
@@ -154,7 +162,8 @@ class PrivateALS(Recommender):
             weights = likely**-self.count_exponent
             step: Alternation
             if self.unobserved_weight is None:
-                step = EqualPairs.start(likely, weights, n_factors, rng)
+                groups = _groups(interactions.catalogue, head) if self.use_catalogue else None
+                step = EqualPairs.start(likely, weights, n_factors, rng, groups)
             else:
                 step = WeightedPairs.start(n_head, n_factors, self.unobserved_weight, rng)
             try:
@@ -214,6 +223,8 @@ class PrivateALS(Recommender):
             if not (number and (least <= value <= most if closed else least < value < most)):
                 where = "from" if closed else "strictly between"
                 raise SpecificationError(f"{name} is {value!r}; it must lie {where} {least:g} and {most:g}")
+        if not isinstance(self.use_catalogue, bool):
+            raise SpecificationError(f"use_catalogue is {self.use_catalogue!r}; it must be True or False")
         seed = self.insecure_seed
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
             raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
@@ -251,3 +262,13 @@ class PrivateALS(Recommender):
             span = np.maximum(head.max(axis=1, keepdims=True) - low, 1e-6)
             scores[:, self._tail] = low - span * np.arange(1, len(self._tail) + 1) / len(self._tail)
         return scores
+
+
+def _groups(catalogue: ItemCatalogue, items: NDArray[np.intp]) -> sparse.csr_array:
+    """Items x their categories and providers, 1 where an item belongs to one."""
+    codes = catalogue.provider_codes[items]
+    known = np.flatnonzero(codes >= 0)
+    shape = (len(items), len(catalogue.provider_names))
+    providers = sparse.csr_array((np.ones(len(known)), (known, codes[known])), shape=shape)
+    categories = sparse.csr_array(catalogue.membership[items].astype(np.float64))
+    return sparse.csr_array(sparse.hstack([categories, providers], format="csr"))
