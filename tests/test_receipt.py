@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from recsys_budget import models as models_package
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import DataError, LedgerCorruptError, SpecificationError
-from recsys_budget import models as models_package
 from recsys_budget.models import EASE, ImplicitALS, Popularity, PrivateALS, PrivateAutoencoder
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
