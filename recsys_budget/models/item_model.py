@@ -1,0 +1,210 @@
+"""Linear item-item models from two private releases: counts, and a Gram matrix of the most popular items."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from recsys_budget.data import Interactions, ItemCatalogue
+from recsys_budget.errors import SpecificationError
+from recsys_budget.models._denoise import leave_one_out, least_squares, share_of_kin, shrink
+from recsys_budget.models._statistics import StatisticsModel, whole_numbers
+from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, PrivateQueries
+
+# Of the published rule, docs/choosing_a_model.md: derived by benchmarks/rule.py.
+_HEAD_FACTOR = 8.0
+# Time grows with the cube of the head: this many take about a minute.
+_MOST_ITEMS = 4000
+# Items are divided by their count to this power: rarer items then move the matrix nearly as popular ones do.
+_EXPONENT = 0.25
+
+
+def head_size(declared_users: int, n_items: int, noise_multiplier: float) -> int:
+    """How many of the most popular items a noisy Gram matrix should cover, by the published rule.
+
+    Noise hides associations below ``2 * noise * sqrt(head / 2)``, while what users say grows with their
+    number and hardly with the head: a larger head covers more of what they want, and blurs all of it. The
+    rule is ``8 * sqrt(declared_users / noise_multiplier)``.
+
+    Args:
+        declared_users: About how many users there are.
+        n_items: Items of the catalogue: the most there can be.
+        noise_multiplier: Of the Gram matrix.
+
+    Returns:
+        At least 1, and at most 4,000, which bounds the time that ``fit`` takes.
+    """
+    wanted = round(_HEAD_FACTOR * math.sqrt(declared_users / noise_multiplier))
+    return max(1, min(wanted, n_items, _MOST_ITEMS))
+
+
+class PrivateItemModel(StatisticsModel):
+    """Linear item-item model, differentially private for users, in closed form from two noisy statistics.
+
+    Two mechanisms spend from the ledger in one reservation, made before any data is read:
+
+    1. Counts of all items (:meth:`~recsys_budget.privacy.PrivateQueries.item_counts`). They choose the head,
+       weight its items by ``count ** -1/4``, and say what a user is expected to use.
+    2. The Gram matrix of the head (:meth:`~recsys_budget.privacy.PrivateQueries.unit_gram`): each user's
+       weighted row, less what popularity explains, divided by its norm.
+
+    All else is computed from these two and the public catalogue, and costs nothing:
+
+    * *Kin.* Items of one provider (author, brand) are taken to share one correlation, estimated from the
+      matrix. It is the prior mean of the matrix, and reaches items outside the head.
+    * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise. Where
+      nothing stands out the model is the popularity of the counts, exactly, and says so.
+    * *Prediction.* The best linear prediction of each item from the others (``"ease"``), or of the row
+      without its noise (``"pca"``). The ridge penalty is no constant either: what of an item's variance is
+      its own, plus half the largest eigenvalue of the noise.
+
+    A score is popularity plus prediction, in expected interactions; items outside the head get popularity and
+    kin. A served user's own history is read when scoring, which costs nothing.
+
+    All constructor arguments are public constants; the defaults follow
+    :func:`~recsys_budget.models.recommend_model`.
+
+    Args:
+        declared_users: About how many users there are, as publicly known. It sets the size of the head and is
+            never checked against the data, since that would reveal the true number.
+        method: How to predict: ``"ease"`` or ``"pca"``.
+        head_items: How many of the most popular items the matrix covers; None follows :func:`head_size`.
+        counts_share: Share of 1 / noise**2 that the counts get, strictly between 0 and 1.
+        use_providers: Whether the catalogue's providers are used, where it has any.
+        insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
+            the receipt says so.
+
+    Attributes:
+        counts_: Released: :class:`~recsys_budget.privacy.NoisyValues`, one an item.
+        gram_: Released: :class:`~recsys_budget.privacy.NoisyGram` of the head.
+        rank_: How many eigenvalues stood out from the noise.
+        provider_correlation_: Estimated correlation of two items of one provider; 0 where unused.
+        personalised_: False where noise left nothing but popularity.
+        catalogue_: The item catalogue.
+        receipt_: What it cost.
+
+    References:
+        Steck (2019), arXiv:1905.03375 (EASE). McSherry and Mironov (2009), doi:10.1145/1557019.1557090
+        (recommendations from a noisy covariance matrix). Dwork, Talwar, Thakurta and Zhang (2014),
+        doi:10.1145/2591796.2591883 (its principal components). Krichene et al. (2023), arXiv:2302.07975
+        (weights by how often items occur). For the rest see ``models/_denoise.py``.
+    """
+
+    def __init__(
+        self,
+        *,
+        declared_users: int,
+        method: Literal["ease", "pca"] = "ease",
+        head_items: int | None = None,
+        counts_share: float = 0.2,
+        use_providers: bool = True,
+        insecure_seed: int | None = None,
+    ) -> None:
+        self.declared_users = declared_users
+        self.method = method
+        self.head_items = head_items
+        self.counts_share = counts_share
+        self.use_providers = use_providers
+        self.insecure_seed = insecure_seed
+
+    counts_: NoisyValues
+    gram_: NoisyGram
+    rank_: int
+    provider_correlation_: float
+    personalised_: bool
+
+    def _check(self, n_items: int) -> None:
+        whole_numbers(self, "declared_users", *(() if self.head_items is None else ("head_items",)))
+        if self.method not in ("ease", "pca"):
+            raise SpecificationError(f"method is {self.method!r}; use 'ease' or 'pca'")
+        if self.head_items is not None and self.head_items > n_items:
+            raise SpecificationError(f"head_items is {self.head_items}, but the catalogue has {n_items} items")
+        if not (isinstance(self.counts_share, int | float) and 0 < self.counts_share < 1):
+            raise SpecificationError(
+                f"counts_share is {self.counts_share!r}; it must lie strictly between 0 and 1"
+            )
+
+    def _shares(self) -> tuple[float, ...]:
+        return self.counts_share, 1 - self.counts_share
+
+    def _learn(self, queries: PrivateQueries, mechanisms: tuple[GaussianMechanism, ...]) -> str:
+        counting, mixing = mechanisms
+        catalogue, n = self.catalogue_, len(self.catalogue_)
+        size = self.head_items or head_size(self.declared_users, n, mixing.noise_multiplier)
+        self.counts_ = queries.item_counts(counting, max_items=1)
+        counts, noise = self.counts_.values, counting.noise_multiplier
+        head = np.sort(np.argsort(-counts, kind="stable")[:size])
+        known = np.maximum(counts, noise)  # a count below its noise says no more than that
+        # Shares of the head's interactions; below zero in the tail, they still put it in order.
+        shares = counts / max(np.maximum(counts[head], 0.0).sum(), noise)
+        weights, scale = known**-_EXPONENT, known ** (0.5 - _EXPONENT)
+        self.gram_ = queries.unit_gram(
+            mixing, items=catalogue.ids[head], weights=weights[head], centre=np.maximum(shares[head], 0.0)
+        )
+        # Released with the smallest weight as the unit; scale and weights enter below by their ratios alone.
+        self._head, self._shares_of_all = head, shares.astype(np.float32)
+        self._predict(catalogue, weights, scale, np.sqrt(known))
+        if not self.personalised_:
+            return "noise hides every association, so scores are popularity alone"
+        return f"counts and the Gram matrix of {size} items released once"
+
+    def _predict(
+        self,
+        catalogue: ItemCatalogue,
+        weights: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        spread: NDArray[np.float64],
+    ) -> None:
+        """From the released matrix to weights between items of the head, and between kin elsewhere."""
+        head, gram, noise = self._head, self.gram_.matrix, self.gram_.standard_error
+        provider, inner = catalogue.provider_codes, scale[head]
+        kin = (provider[head][:, None] == provider[head]) & (provider[head] >= 0)
+        self.provider_correlation_ = (
+            share_of_kin(gram, kin & ~np.eye(len(head), dtype=bool), inner, noise)
+            if self.use_providers
+            else 0.0
+        )
+        prior = self.provider_correlation_ * kin * np.outer(inner, inner)
+        found, self.rank_ = shrink(gram - prior, noise)
+        self.personalised_ = self.rank_ > 0 or self.provider_correlation_ > 0
+        signal = found + prior
+        edge = noise * math.sqrt(len(head))
+        own = max(np.trace(gram) - np.trace(signal), 0.0) / (inner @ inner)
+        rest = np.maximum(own * scale**2 + edge, 1e-12)
+        solve = leave_one_out if self.method == "ease" else least_squares
+        linear = solve(signal, rest[head])
+        back = weights[head][:, None] * linear / weights[head]
+        self._weights = back.astype(np.float32)
+        self._of_centre = (np.maximum(self._shares_of_all[head], 0.0) @ back).astype(np.float32)
+        # Kin where one of the two is outside the head: the regression of one item on another.
+        related = provider >= 0
+        self._giving = (self.provider_correlation_ * weights * scale / rest).astype(np.float32)
+        self._receiving = spread.astype(np.float32)
+        places = np.flatnonzero(related)
+        self._providers = sparse.csr_array(
+            (np.ones(len(places), np.float32), (places, provider[places])),
+            shape=(len(catalogue), len(catalogue.provider_names)),
+        )
+
+    def _scores(self, batch: Interactions) -> NDArray[np.float32]:
+        history, head = batch.matrix(), self._head
+        inside = sparse.csr_array(history[:, head])
+        length = np.diff(inside.indptr).astype(np.float32)[:, None]
+        # Whoever used nothing of the head gets the list of popular items.
+        scores = np.maximum(length, 1.0) * self._shares_of_all
+        within = inside @ self._weights - length * self._of_centre
+        if self.provider_correlation_ > 0:
+            outside = np.ones(len(self._giving), np.float32)
+            outside[head] = 0.0
+            all_kin, outside_kin = (
+                history.multiply(self._giving * which).tocsr() @ self._providers
+                for which in (np.ones_like(outside), outside)
+            )
+            scores += (all_kin @ self._providers.T).toarray() * (self._receiving * outside)
+            within += (outside_kin @ self._providers[head].T).toarray() * self._receiving[head]
+        scores[:, head] += within
+        return np.asarray(scores, np.float32)
