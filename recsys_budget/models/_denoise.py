@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,35 +40,38 @@ def shrink(matrix: _Floats, noise: float) -> tuple[_Floats, int]:
     return np.asarray((vectors * shrunken) @ vectors.T), int(kept.sum())
 
 
-def share_of_kin(matrix: _Floats, kin: NDArray[np.bool_], scale: _Floats, noise: float) -> float:
-    """Common correlation of related items, estimated from a noisy covariance matrix.
+def prior_weights(
+    matrix: _Floats, relations: Sequence[_Floats], scale: _Floats, noise: float
+) -> NDArray[np.float64]:
+    """How much each public relation between items says about a noisy covariance matrix.
 
-    The model is ``matrix = a + b * kin`` off the diagonal, in units of ``outer(scale, scale)``: least squares
-    for both, where the noise is the same on every entry. An estimate z standard errors above 0 is multiplied
-    by ``1 - 1 / z**2``, one of less than a standard error is 0, and so is one below: no constant decides
-    whether the relation matters (James and Stein 1961, in one dimension).
+    The model is ``matrix = a + sum of b_k * relations[k]`` off the diagonal, in units of
+    ``outer(scale, scale)``: least squares for all coefficients, since the noise is the same on every entry. An
+    estimate z standard errors above 0 is then multiplied by ``1 - 1 / z**2``, one of less than a standard
+    error is 0, and so is one below 0: no constant decides whether a relation matters (James and Stein 1961,
+    in one dimension).
 
     Args:
         matrix: Symmetric, shape ``(n, n)``.
-        kin: Which pairs are related, symmetric, same shape.
+        relations: Symmetric matrices of the same shape; their diagonals are not looked at.
         scale: Standard deviation of each item, up to a common factor, shape ``(n,)``.
         noise: Standard deviation of the noise off the diagonal.
 
     Returns:
-        b, at least 0.
+        The coefficients b, at least 0, shape ``(len(relations),)``.
     """
-    above = np.triu_indices(len(matrix), 1)
-    related = kin[above]
-    if related.all() or not related.any():
-        return 0.0
-    unit = np.outer(scale, scale)[above]
-    design = np.stack([unit, unit * related], axis=1)
-    inner = design.T @ design
-    estimate = float(np.linalg.solve(inner, design.T @ matrix[above])[1])
-    error = noise * math.sqrt(np.linalg.inv(inner)[1, 1])
-    if estimate <= error:
-        return 0.0
-    return estimate * (1 - (error / estimate) ** 2)
+    unit = np.outer(scale, scale)
+    np.fill_diagonal(unit, 0.0)
+    columns = [unit, *(unit * relation for relation in relations)]
+    # Entries come in equal pairs, so the sums below count everything twice.
+    inner = np.array([[np.vdot(one, other) for other in columns] for one in columns]) / 2
+    inverse = np.linalg.pinv(inner, rcond=1e-10, hermitian=True)
+    estimates = inverse @ np.array([np.vdot(column, matrix) / 2 for column in columns])
+    errors = noise * np.sqrt(np.diag(inverse))
+    clear = estimates > np.maximum(errors, 1e-12 * np.abs(estimates).max(initial=0.0))
+    shrunken = np.zeros(len(columns))
+    shrunken[clear] = estimates[clear] * (1 - (errors[clear] / estimates[clear]) ** 2)
+    return shrunken[1:]
 
 
 def least_squares(signal: _Floats, rest: _Floats) -> _Floats:

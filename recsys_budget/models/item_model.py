@@ -11,7 +11,8 @@ from scipy import sparse
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import SpecificationError
-from recsys_budget.models._denoise import leave_one_out, least_squares, share_of_kin, shrink
+from recsys_budget.models._denoise import leave_one_out, least_squares, prior_weights, shrink
+from recsys_budget.models._relations import centred, relations
 from recsys_budget.models._statistics import StatisticsModel, whole_numbers
 from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, PrivateQueries
 
@@ -21,6 +22,8 @@ _HEAD_FACTOR = 8.0
 _MOST_ITEMS = 4000
 # Items are divided by their count to this power: rarer items then move the matrix nearly as popular ones do.
 _EXPONENT = 0.25
+# What is predicted from shrunken estimates is too small beside popularity, by about this factor.
+_GAIN = 1.5
 
 
 def head_size(declared_users: int, n_items: int, noise_multiplier: float) -> int:
@@ -54,8 +57,10 @@ class PrivateItemModel(StatisticsModel):
 
     All else is computed from these two and the public catalogue, and costs nothing:
 
-    * *Kin.* Items of one provider (author, brand) are taken to share one correlation, estimated from the
-      matrix. It is the prior mean of the matrix, and reaches items outside the head.
+    * *Relations.* Items of one provider (author, brand), items that share categories, and items near in a
+      numeric attribute (year, length) may go together. How much they do is estimated from the matrix, a number
+      a relation, and is the prior mean of the matrix (``models/_relations.py``). Items of one provider are
+      recommended for each other outside the head too.
     * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise. Where
       nothing stands out the model is the popularity of the counts, exactly, and says so.
     * *Prediction.* The best linear prediction of each item from the others (``"ease"``), or of the row
@@ -63,7 +68,7 @@ class PrivateItemModel(StatisticsModel):
       its own, plus half the largest eigenvalue of the noise.
 
     A score is popularity plus prediction, in expected interactions; items outside the head get popularity and
-    kin. A served user's own history is read when scoring, which costs nothing.
+    what their provider says. A served user's own history is read when scoring, which costs nothing.
 
     All constructor arguments are public constants; the defaults follow
     :func:`~recsys_budget.models.recommend_model`.
@@ -74,7 +79,7 @@ class PrivateItemModel(StatisticsModel):
         method: How to predict: ``"ease"`` or ``"pca"``.
         head_items: How many of the most popular items the matrix covers; None follows :func:`head_size`.
         counts_share: Share of 1 / noise**2 that the counts get, strictly between 0 and 1.
-        use_providers: Whether the catalogue's providers are used, where it has any.
+        use_catalogue: Whether relations of the public catalogue are used, where it has any.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
 
@@ -82,7 +87,8 @@ class PrivateItemModel(StatisticsModel):
         counts_: Released: :class:`~recsys_budget.privacy.NoisyValues`, one an item.
         gram_: Released: :class:`~recsys_budget.privacy.NoisyGram` of the head.
         rank_: How many eigenvalues stood out from the noise.
-        provider_correlation_: Estimated correlation of two items of one provider; 0 where unused.
+        correlations_: How much of two items' variance each relation of the catalogue makes them share, by its
+            name; 0 where noise hides it.
         personalised_: False where noise left nothing but popularity.
         catalogue_: The item catalogue.
         receipt_: What it cost.
@@ -101,20 +107,20 @@ class PrivateItemModel(StatisticsModel):
         method: Literal["ease", "pca"] = "ease",
         head_items: int | None = None,
         counts_share: float = 0.2,
-        use_providers: bool = True,
+        use_catalogue: bool = True,
         insecure_seed: int | None = None,
     ) -> None:
         self.declared_users = declared_users
         self.method = method
         self.head_items = head_items
         self.counts_share = counts_share
-        self.use_providers = use_providers
+        self.use_catalogue = use_catalogue
         self.insecure_seed = insecure_seed
 
     counts_: NoisyValues
     gram_: NoisyGram
     rank_: int
-    provider_correlation_: float
+    correlations_: dict[str, float]
     personalised_: bool
 
     def _check(self, n_items: int) -> None:
@@ -161,32 +167,30 @@ class PrivateItemModel(StatisticsModel):
     ) -> None:
         """From the released matrix to weights between items of the head, and between kin elsewhere."""
         head, gram, noise = self._head, self.gram_.matrix, self.gram_.standard_error
-        provider, inner = catalogue.provider_codes, scale[head]
-        kin = (provider[head][:, None] == provider[head]) & (provider[head] >= 0)
-        self.provider_correlation_ = (
-            share_of_kin(gram, kin & ~np.eye(len(head), dtype=bool), inner, noise)
-            if self.use_providers
-            else 0.0
+        inner, expected = scale[head], np.maximum(self._shares_of_all[head], 0.0)
+        known = relations(catalogue, head) if self.use_catalogue else {}
+        known = {name: centred(relation, expected) for name, relation in known.items()}
+        coefficients = dict(zip(known, prior_weights(gram, [*known.values()], inner, noise), strict=True))
+        prior = np.outer(inner, inner) * sum(
+            (coefficients[name] * relation for name, relation in known.items()), np.zeros_like(gram)
         )
-        prior = self.provider_correlation_ * kin * np.outer(inner, inner)
         found, self.rank_ = shrink(gram - prior, noise)
-        self.personalised_ = self.rank_ > 0 or self.provider_correlation_ > 0
         signal = found + prior
-        edge = noise * math.sqrt(len(head))
+        self.personalised_ = self.rank_ > 0 or any(coefficients.values())
+        variance = max(np.trace(gram), noise) / (inner @ inner)
+        self.correlations_ = {name: float(b / variance) for name, b in coefficients.items()}
         own = max(np.trace(gram) - np.trace(signal), 0.0) / (inner @ inner)
-        rest = np.maximum(own * scale**2 + edge, 1e-12)
+        rest = np.maximum(own * scale**2 + noise * math.sqrt(len(head)), 1e-12)
         solve = leave_one_out if self.method == "ease" else least_squares
-        linear = solve(signal, rest[head])
-        back = weights[head][:, None] * linear / weights[head]
-        self._weights = back.astype(np.float32)
-        self._of_centre = (np.maximum(self._shares_of_all[head], 0.0) @ back).astype(np.float32)
-        # Kin where one of the two is outside the head: the regression of one item on another.
-        related = provider >= 0
-        self._giving = (self.provider_correlation_ * weights * scale / rest).astype(np.float32)
-        self._receiving = spread.astype(np.float32)
-        places = np.flatnonzero(related)
+        linear = _GAIN * solve(signal, rest[head]) * (weights[head][:, None] / weights[head])
+        self._weights = linear.astype(np.float32)
+        self._of_centre = (expected @ linear).astype(np.float32)
+        # Where one of two items of a provider is outside the head: the regression of one on the other.
+        giving = _GAIN * coefficients.get("provider", 0.0) * weights * scale / rest
+        self._giving, self._receiving = giving.astype(np.float32), spread.astype(np.float32)
+        made = np.flatnonzero(catalogue.provider_codes >= 0)
         self._providers = sparse.csr_array(
-            (np.ones(len(places), np.float32), (places, provider[places])),
+            (np.ones(len(made), np.float32), (made, catalogue.provider_codes[made])),
             shape=(len(catalogue), len(catalogue.provider_names)),
         )
 
@@ -197,14 +201,12 @@ class PrivateItemModel(StatisticsModel):
         # Whoever used nothing of the head gets the list of popular items.
         scores = np.maximum(length, 1.0) * self._shares_of_all
         within = inside @ self._weights - length * self._of_centre
-        if self.provider_correlation_ > 0:
-            outside = np.ones(len(self._giving), np.float32)
-            outside[head] = 0.0
-            all_kin, outside_kin = (
-                history.multiply(self._giving * which).tocsr() @ self._providers
-                for which in (np.ones_like(outside), outside)
-            )
-            scores += (all_kin @ self._providers.T).toarray() * (self._receiving * outside)
-            within += (outside_kin @ self._providers[head].T).toarray() * self._receiving[head]
+        if self._giving.any():
+            tail = np.ones(len(self._giving), np.float32)
+            tail[head] = 0.0
+            everything = sparse.csr_array(history.multiply(self._giving)) @ self._providers
+            of_tail = sparse.csr_array(history.multiply(self._giving * tail)) @ self._providers
+            scores += (everything @ self._providers.T).toarray() * (self._receiving * tail)
+            within += (of_tail @ self._providers[head].T).toarray() * self._receiving[head]
         scores[:, head] += within
         return np.asarray(scores, np.float32)
