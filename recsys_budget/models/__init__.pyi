@@ -6,3 +6,4 @@ from .baselines import Popularity as Popularity
 from .item_model import PrivateItemModel as PrivateItemModel
 from .item_model import head_size as head_size
 from .private_popularity import PrivatePopularity as PrivatePopularity
+from .rule import recommend_model as recommend_model

@@ -37,8 +37,12 @@ class StatisticsModel(Recommender):
     )
 
     @abstractmethod
-    def _shares(self) -> tuple[float, ...]:
-        """Share of 1 / noise**2 that each release gets; they add up to 1."""
+    def _shares(self, users_per_noise: float) -> tuple[float, ...]:
+        """Share of 1 / noise**2 that each release gets; they add up to 1.
+
+        Args:
+            users_per_noise: Declared users over the noise multiplier of a single release of all the budget.
+        """
 
     @abstractmethod
     def _learn(self, queries: PrivateQueries, mechanisms: tuple[GaussianMechanism, ...]) -> str:
@@ -88,12 +92,17 @@ class StatisticsModel(Recommender):
     def _plan(self, ledger: PrivacyLedger) -> tuple[GaussianMechanism, ...]:
         """The least noise that fits. Gaussian releases compose by adding up 1 / noise**2."""
 
-        def schedule(noise: float) -> tuple[GaussianMechanism, ...]:
-            scaled = noise * _LEAST / _LEAST_SEARCHED
-            return tuple(GaussianMechanism(scaled / math.sqrt(share)) for share in self._shares())
+        def schedule(noise: float, shares: tuple[float, ...]) -> tuple[GaussianMechanism, ...]:
+            return tuple(GaussianMechanism(max(noise / math.sqrt(share), _LEAST)) for share in shares)
 
-        # Where nothing fits, the ledger refuses this schedule, and says so with its own figures.
-        return schedule(min(smallest_noise(schedule, ledger.fits), 1e4))
+        def least(shares: tuple[float, ...]) -> float:
+            scale = _LEAST / _LEAST_SEARCHED
+            found = smallest_noise(lambda noise: schedule(scale * noise, shares), ledger.fits)
+            # Where nothing fits, the ledger refuses the schedule, and says so with its own figures.
+            return scale * min(found, 1e4)
+
+        shares = self._shares(self.declared_users / least((1.0,)))
+        return schedule(least(shares), shares)
 
 
 def whole_numbers(model: Any, *names: str) -> None:

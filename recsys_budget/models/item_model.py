@@ -18,6 +18,7 @@ from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, Pri
 
 # Of the published rule, docs/choosing_a_model.md: derived by benchmarks/rule.py.
 _HEAD_FACTOR = 8.0
+_COUNTS_FACTOR, _MOST_FOR_COUNTS = 8.0, 0.75
 # Time grows with the cube of the head: this many take about a minute.
 _MOST_ITEMS = 4000
 # Items are divided by their count to this power: rarer items then move the matrix nearly as popular ones do.
@@ -43,6 +44,18 @@ def head_size(declared_users: int, n_items: int, noise_multiplier: float) -> int
     """
     wanted = round(_HEAD_FACTOR * math.sqrt(declared_users / noise_multiplier))
     return max(1, min(wanted, n_items, _MOST_ITEMS))
+
+
+def counts_share(users_per_noise: float) -> float:
+    """Share of 1 / noise**2 that counts should get beside a Gram matrix, by the published rule.
+
+    Counts matter most where there is little else to learn. The rule is ``8 / sqrt(users_per_noise)``, and at
+    most 3/4.
+
+    Args:
+        users_per_noise: Declared users over the noise multiplier that a single release would have.
+    """
+    return min(_COUNTS_FACTOR / math.sqrt(users_per_noise), _MOST_FOR_COUNTS)
 
 
 class PrivateItemModel(StatisticsModel):
@@ -78,7 +91,8 @@ class PrivateItemModel(StatisticsModel):
             never checked against the data, since that would reveal the true number.
         method: How to predict: ``"ease"`` or ``"pca"``.
         head_items: How many of the most popular items the matrix covers; None follows :func:`head_size`.
-        counts_share: Share of 1 / noise**2 that the counts get, strictly between 0 and 1.
+        counts_share: Share of 1 / noise**2 that the counts get, strictly between 0 and 1; None follows
+            :func:`counts_share`.
         use_catalogue: Whether relations of the public catalogue are used, where it has any.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
@@ -106,7 +120,7 @@ class PrivateItemModel(StatisticsModel):
         declared_users: int,
         method: Literal["ease", "pca"] = "ease",
         head_items: int | None = None,
-        counts_share: float = 0.2,
+        counts_share: float | None = None,
         use_catalogue: bool = True,
         insecure_seed: int | None = None,
     ) -> None:
@@ -128,14 +142,18 @@ class PrivateItemModel(StatisticsModel):
         if self.method not in ("ease", "pca"):
             raise SpecificationError(f"method is {self.method!r}; use 'ease' or 'pca'")
         if self.head_items is not None and self.head_items > n_items:
-            raise SpecificationError(f"head_items is {self.head_items}, but the catalogue has {n_items} items")
-        if not (isinstance(self.counts_share, int | float) and 0 < self.counts_share < 1):
             raise SpecificationError(
-                f"counts_share is {self.counts_share!r}; it must lie strictly between 0 and 1"
+                f"head_items is {self.head_items}, but the catalogue has {n_items} items"
+            )
+        share = self.counts_share
+        if share is not None and not (isinstance(share, int | float) and 0 < share < 1):
+            raise SpecificationError(
+                f"counts_share is {share!r}; it must lie strictly between 0 and 1, or None"
             )
 
-    def _shares(self) -> tuple[float, ...]:
-        return self.counts_share, 1 - self.counts_share
+    def _shares(self, users_per_noise: float) -> tuple[float, ...]:
+        share = counts_share(users_per_noise) if self.counts_share is None else self.counts_share
+        return share, 1 - share
 
     def _learn(self, queries: PrivateQueries, mechanisms: tuple[GaussianMechanism, ...]) -> str:
         counting, mixing = mechanisms
@@ -144,7 +162,8 @@ class PrivateItemModel(StatisticsModel):
         self.counts_ = queries.item_counts(counting, max_items=1)
         counts, noise = self.counts_.values, counting.noise_multiplier
         head = np.sort(np.argsort(-counts, kind="stable")[:size])
-        known = np.maximum(counts, noise)  # a count below its noise says no more than that
+        # A count below its noise says no more than that. Weights may differ by a factor of 100.
+        known = np.maximum(counts, max(noise, counts.max() * 1e-8))
         # Shares of the head's interactions; below zero in the tail, they still put it in order.
         shares = counts / max(np.maximum(counts[head], 0.0).sum(), noise)
         weights, scale = known**-_EXPONENT, known ** (0.5 - _EXPONENT)

@@ -35,7 +35,7 @@ class PrivatePopularity(StatisticsModel):
 
     counts_: NoisyValues
 
-    def _shares(self) -> tuple[float, ...]:
+    def _shares(self, users_per_noise: float) -> tuple[float, ...]:
         return (1.0,)
 
     def _learn(self, queries: PrivateQueries, mechanisms: tuple[GaussianMechanism, ...]) -> str:

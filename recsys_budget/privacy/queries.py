@@ -260,7 +260,7 @@ class PrivateQueries:
         Args:
             mechanism: Its noise multiplier is the standard error of an entry on the diagonal.
             items: As for :meth:`gram`.
-            weights: Positive and finite, one an item, the largest at most 10,000 times the smallest: public
+            weights: Positive and finite, one an item, the largest at most 100 times the smallest: public
                 or already released. Only their ratios matter. None weights all the same.
             centre: Expected share of each item in a history, at least 0, adding up to at most 1: public or
                 already released. None does not centre.
@@ -280,9 +280,9 @@ class PrivateQueries:
         n = len(positions)
         scale = np.ones(n) if weights is None else np.array(weights, np.float64)
         middle = np.zeros(n) if centre is None else np.array(centre, np.float64)
-        if scale.shape != (n,) or not (0 < scale.min() and scale.max() <= 1e4 * scale.min() < math.inf):
+        if scale.shape != (n,) or not (0 < scale.min() and scale.max() <= 100 * scale.min() < math.inf):
             raise SpecificationError(
-                f"weights must be {n} positive numbers, the largest at most 10,000 times the smallest"
+                f"weights must be {n} positive numbers, the largest at most 100 times the smallest"
             )
         if middle.shape != (n,) or not (middle.min() >= 0 and middle.sum() <= 1 + 1e-9):
             raise SpecificationError(f"centre must be {n} shares of at least 0 that add up to at most 1")
