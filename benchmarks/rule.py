@@ -2,12 +2,12 @@
 
     python benchmarks/rule.py [--json] [--data-home FOLDER] [--repeats 2]
 
-Two tables are used. One is ml-100k after the test users of `utility.py` have been taken away: its 751 training
-users are divided in five, and each fifth is predicted from the other four. The other is the bundled data, all
-of it invented, divided in the same way. One constant varies at a time, the rest stay as published. Figures are
-mean Recall@20 over folds and noise seeds, at budgets from hardly any to plenty, and `users_per_noise`: training
-users over the noise multiplier of one Gaussian release, the one quantity on which the rule rests. These readings
-of training users are not private, as no development on data is; they concern the one public dataset named.
+Two tables are used. One is ml-100k after the test users of `utility.py` have been taken away: its 751
+training users are divided in five, and each fifth is predicted from the other four. The other is the bundled
+data, all of it invented, divided in the same way. One constant varies at a time, the rest stay as published.
+Figures are mean Recall@20 over folds and noise seeds, at budgets from hardly any to plenty, beside
+`users_per_noise`: training users over the noise multiplier of one Gaussian release, the one quantity on which
+the rule rests. These readings of training users are not private, as no development on data is.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def sweep(name: str, data_home: str | None, repeats: int) -> dict[str, Any]:
             n = train.n_users
             budget = PrivacyBudget(epsilon, 1 / (10 * n))
             ledger = PrivacyLedger(budget)
-            sigma = smallest_noise(lambda s: (GaussianMechanism(s / 6),), ledger.fits) / 6  # noqa: B023
+            sigma = smallest_noise(lambda s: (GaussianMechanism(s / 6),), ledger.fits) / 6
             row.setdefault("users_per_noise", []).append(n / sigma)
             for seed in range(repeats):
                 popular = PrivatePopularity(declared_users=n, insecure_seed=seed)

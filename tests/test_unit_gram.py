@@ -93,7 +93,7 @@ def test_no_user_moves_it_by_more_than_one(history, flat, spread):
 
 
 def test_norms_hold_in_rational_numbers():
-    """The integer that a user counts, times the exact squared norm of the row, is at most 1 less the margin."""
+    """What a user counts, times the exact squared norm of the row, is at most 1 less the margin."""
     rng = np.random.default_rng(3)
     for _ in range(200):
         n = int(rng.integers(1, 30))

@@ -1,4 +1,4 @@
-"""What a noisy Gram matrix of known noise still says: its eigenvalues shrunk, and linear models on the rest."""
+"""What a noisy Gram matrix still says: eigenvalues shrunk by the known noise, and linear models on them."""
 
 from __future__ import annotations
 
@@ -46,10 +46,9 @@ def prior_weights(
     """How much each public relation between items says about a noisy covariance matrix.
 
     The model is ``matrix = a + sum of b_k * relations[k]`` off the diagonal, in units of
-    ``outer(scale, scale)``: least squares for all coefficients, since the noise is the same on every entry. An
-    estimate z standard errors above 0 is then multiplied by ``1 - 1 / z**2``, one of less than a standard
-    error is 0, and so is one below 0: no constant decides whether a relation matters (James and Stein 1961,
-    in one dimension).
+    ``outer(scale, scale)``: least squares for all coefficients, since the noise is the same on every entry.
+    An estimate z standard errors above 0 is then multiplied by ``1 - 1 / z**2``; one of less than a standard
+    error is 0, and so is one below 0. No constant decides whether a relation matters.
 
     Args:
         matrix: Symmetric, shape ``(n, n)``.
@@ -91,9 +90,10 @@ def least_squares(signal: _Floats, rest: _Floats) -> _Floats:
 
 
 def leave_one_out(signal: _Floats, rest: _Floats) -> _Floats:
-    """Weights of the best linear prediction of each item from the others: EASE (Steck 2019, arXiv:1905.03375).
+    """Weights of the best linear prediction of each item from the others.
 
-    With ``P = (S + diag(R))^-1`` they are ``I - P / diag(P)``, and none for an item itself.
+    EASE (Steck 2019, arXiv:1905.03375): with ``P = (S + diag(R))^-1`` they are ``I - P / diag(P)``, and none
+    for an item itself.
 
     Args:
         signal: As for :func:`least_squares`.

@@ -17,8 +17,8 @@ def relations(catalogue: ItemCatalogue, positions: NDArray[np.intp]) -> dict[str
 
     * ``"provider"``: 1 where two items have the same one.
     * ``"categories"``: cosine of the angle between their memberships: 1 for the same set, 0 for none shared.
-    * each attribute, by its name: ``exp(-d / 0.5)``, where d is how far apart the two stand in its order, as a
-      share of the items that have it. Ranks make units and outliers irrelevant.
+    * each attribute, by its name: ``exp(-d / 0.5)``, where d is how far apart the two stand in its order, as
+      a share of the items that have it. Ranks make units and outliers irrelevant.
 
     An item about which nothing is known is related to none. A relation of which the catalogue has nothing for
     these items is left out.

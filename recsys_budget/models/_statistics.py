@@ -24,8 +24,8 @@ _LEAST, _LEAST_SEARCHED = 0.05, 0.3
 class StatisticsModel(Recommender):
     """A recommender whose ``fit`` releases a few statistics, each once, and computes from them alone.
 
-    Subclasses say how the budget is shared (:meth:`_shares`) and what is released and learnt (:meth:`_learn`).
-    Their constructors take ``declared_users`` and ``insecure_seed``.
+    Subclasses say how the budget is shared (:meth:`_shares`), and what is released and learnt
+    (:meth:`_learn`). Their constructors take ``declared_users`` and ``insecure_seed``.
     """
 
     declared_users: int
@@ -69,7 +69,7 @@ class StatisticsModel(Recommender):
             LedgerError: The ledger cannot be trusted or written.
         """
         self._check(interactions.n_items)
-        # The same questions refuse tables that were shaped by unpaid reads, and strangers, before the spending.
+        # Refuses tables that unpaid reads have shaped, and strangers, before anything is spent.
         PrivateQueries(interactions, ledger, insecure_seed=self.insecure_seed)
         mechanisms = self._plan(ledger)
         reservation = ledger.reserve(mechanisms, purpose=f"fit {type(self).__name__}")

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import SpecificationError
-from recsys_budget.models._denoise import leave_one_out, least_squares, prior_weights, shrink
+from recsys_budget.models._denoise import least_squares, leave_one_out, prior_weights, shrink
 from recsys_budget.models._relations import centred, relations
 from recsys_budget.models._statistics import StatisticsModel, whole_numbers
 from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, PrivateQueries
@@ -71,9 +71,9 @@ class PrivateItemModel(StatisticsModel):
     All else is computed from these two and the public catalogue, and costs nothing:
 
     * *Relations.* Items of one provider (author, brand), items that share categories, and items near in a
-      numeric attribute (year, length) may go together. How much they do is estimated from the matrix, a number
-      a relation, and is the prior mean of the matrix (``models/_relations.py``). Items of one provider are
-      recommended for each other outside the head too.
+      numeric attribute (year, length) may go together. How much they do is estimated from the matrix, a
+      number a relation, and is the prior mean of the matrix (``models/_relations.py``). Items of one provider
+      are recommended for each other outside the head too.
     * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise. Where
       nothing stands out the model is the popularity of the counts, exactly, and says so.
     * *Prediction.* The best linear prediction of each item from the others (``"ease"``), or of the row
@@ -168,7 +168,7 @@ class PrivateItemModel(StatisticsModel):
         shares = counts / max(np.maximum(counts[head], 0.0).sum(), noise)
         weights, scale = known**-_EXPONENT, known ** (0.5 - _EXPONENT)
         self.gram_ = queries.unit_gram(
-            mixing, items=catalogue.ids[head], weights=weights[head], centre=np.maximum(shares[head], 0.0)
+            mixing, items=catalogue.ids[head].tolist(), weights=weights[head], centre=np.maximum(shares[head], 0.0)
         )
         # Released with the smallest weight as the unit; scale and weights enter below by their ratios alone.
         self._head, self._shares_of_all = head, shares.astype(np.float32)

@@ -18,11 +18,12 @@ def recommend_model(
 ) -> PrivateItemModel | PrivatePopularity:
     """The model to fit on a fresh budget, not fitted yet.
 
-    With sigma the noise multiplier that one Gaussian release has at this epsilon and delta, what can be learnt
-    depends on ``declared_users / sigma``: how far the sum over all users stands above the noise that hides one
-    of them. Below 100 the answer is :class:`PrivatePopularity`; from there on :class:`PrivateItemModel` with its
-    defaults, whose head grows with the square root of the same ratio and which falls back to popularity by
-    itself where nothing stands out. The same for all datasets; ``docs/choosing_a_model.md`` has the reasons,
+    With sigma the noise multiplier that one Gaussian release has at this epsilon and delta, what can be
+    learnt depends on ``declared_users / sigma``: how far the sum over all users stands above the noise that
+    hides one of them. Below 100 the answer is :class:`PrivatePopularity`; from there on
+    :class:`PrivateItemModel` with its defaults, whose head grows with the square root of the same ratio and
+    which falls back to popularity by itself where nothing stands out. The same for all datasets;
+    ``docs/choosing_a_model.md`` has the reasons,
     and what it was derived on.
 
     Args:

@@ -280,7 +280,7 @@ class PrivateQueries:
         n = len(positions)
         scale = np.ones(n) if weights is None else np.array(weights, np.float64)
         middle = np.zeros(n) if centre is None else np.array(centre, np.float64)
-        if scale.shape != (n,) or not (0 < scale.min() and scale.max() <= 100 * scale.min() < math.inf):
+        if scale.shape != (n,) or not (scale.min() > 0 and scale.max() <= 100 * scale.min() < math.inf):
             raise SpecificationError(
                 f"weights must be {n} positive numbers, the largest at most 100 times the smallest"
             )
