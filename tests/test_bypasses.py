@@ -364,7 +364,7 @@ def test_the_inner_optimizer_stepped_in_the_middle_of_a_step(noise, reservation,
 
 
 def test_the_step_hook_replaced(noise, reservation, monkeypatch):
-    """Opacus's accountant is a hook of its optimizer: with one's own, 50 steps cost epsilon 0. Here it is missed."""
+    """Opacus's accountant is a hook of its optimizer: with one's own, 50 steps cost epsilon 0."""
     hooked = []
     attach = opacus_module._Optimizer.attach_step_hook
     monkeypatch.setattr(

@@ -1,8 +1,9 @@
 """The only module that knows Opacus: one private step on a module whose samples are users.
 
-Used from Opacus: ghost clipping (per-user gradient norms without per-user gradients), the optimizer that adds
-noise and averages, and its accountant as a second witness: it counts steps, and decides nothing. Not used: the
-engine and the data loader, since the ledger decides beforehand how many steps may run (see ``docs/pitfalls.md``).
+Used from Opacus: ghost clipping (per-user gradient norms without per-user gradients), the optimizer that
+adds noise and averages, and its accountant as a second witness, which counts steps and decides nothing. Not
+used: the engine and the data loader, since the ledger decides beforehand how many steps may run (see
+``docs/pitfalls.md``).
 
 References:
     Abadi et al. (2016), arXiv:1607.00133 (DP-SGD). Li et al. (2022), arXiv:2110.05679 (ghost clipping).
@@ -145,11 +146,12 @@ class PrivateStep:
                 self._optimizer.step()
         if self.released != seen + 1:
             raise ReservationError(
-                f"one step ran, and Opacus's accountant saw {self.released - seen}: something else steps or hooks "
-                "the optimizer. Leave it to this package; what was paid for stays spent"
+                f"one step ran, and Opacus's accountant saw {self.released - seen}: something else steps "
+                "or hooks the optimizer. Leave it to this package; what was paid for stays spent"
             )
         # Parameters are released values, so looking at them costs nothing.
-        if not all(bool(torch.isfinite(p).all()) for p in self._wrapped.parameters()):
+        extremes = (end for p in self._wrapped.parameters() for end in torch.aminmax(p.detach()))
+        if not all(bool(torch.isfinite(end)) for end in extremes):
             raise NumericalError("training diverged: parameters are not finite; lower the learning rate")
 
     def _linear_sum(self, loss: Loss) -> LinearSum | None:
@@ -159,10 +161,12 @@ class PrivateStep:
         if loss not in self._linear:
             layers = [layer for layer in self._layers if type(layer) is not nn.Identity]
             unit = bool(layers) and type(layers[0]) is UnitRows
-            if [type(layer) for layer in layers[unit:]] == [nn.Linear, nn.Linear] and all(
-                p.requires_grad for layer in layers for p in layer.parameters()
+            encode, decode = layers[unit:] if len(layers) == 2 + unit else (None, None)
+            if (
+                type(encode) is nn.Linear
+                and type(decode) is nn.Linear
+                and all(p.requires_grad for layer in layers for p in layer.parameters())
             ):
-                encode, decode = layers[unit:]
                 self._linear[loss] = LinearSum(
                     encode,
                     decode,
@@ -261,23 +265,28 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opac
 
     def add_noise(self) -> None:
         """Replace each gradient by its part of the clipped sum plus noise: one release for all parameters."""
-        total = torch.cat([p.summed_grad.flatten() for p in self.params]).double().cpu().numpy()
-        noisy = torch.from_numpy(
-            release_sum(
-                total,
-                sensitivity=self.max_grad_norm,
-                mechanism=GaussianMechanism(self.noise_multiplier),
-                noise=self.noise,
-            )
+        size = sum(p.numel() for p in self.params)
+        total = torch.empty(size, dtype=torch.float64)
+        for p, part in zip(self.params, self._parts(total), strict=True):
+            part.copy_(p.summed_grad)
+        noisy = release_sum(
+            total.numpy(),
+            sensitivity=self.max_grad_norm,
+            mechanism=GaussianMechanism(self.noise_multiplier),
+            noise=self.noise,
         )
-        parts = torch.split(noisy, [p.numel() for p in self.params])
-        for p, part in zip(self.params, parts, strict=True):
-            p.grad = part.reshape(p.shape).to(p)
+        for p, part in zip(self.params, self._parts(torch.from_numpy(noisy)), strict=True):
+            p.grad = part.to(p)
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """Views of each parameter's part, in its shape."""
+        parts = torch.split(flat, [p.numel() for p in self.params])
+        return [part.view(p.shape) for p, part in zip(self.params, parts, strict=True)]
 
 
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
-    """Products in the precision of the parameters: in less, clipped sums would be longer than their norms say."""
+    """Products in the precision of the parameters: in less, a clipped sum is longer than its norms say."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

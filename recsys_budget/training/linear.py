@@ -1,8 +1,8 @@
 """Clipped gradient sums of a linear autoencoder in closed form: no user's gradient is ever built.
 
-A user with input x has h = W x + a, logits V h + b, and a loss whose derivative by the logits is r. Its gradient
-consists of outer products, r h' for V and (V' r) x' for W, and of r and V' r for the biases; the norm of an outer
-product is the product of the norms. So with g = V' r the square of the gradient's norm is
+A user with input x has h = W x + a, logits V h + b, and a loss whose derivative by the logits is r. Its
+gradient consists of outer products, r h' for V and (V' r) x' for W, and of r and V' r for the biases; the norm of
+an outer product is the product of the norms. So with g = V' r the square of the gradient's norm is
 
     |r|^2 (|h|^2 + 1) + |g|^2 (|x|^2 + 1)
 
@@ -77,7 +77,7 @@ class MultinomialLoss:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Users' rows as flat arrays: what stands at each entry, in the order of users, and what each user has."""
+    """Users' rows as flat arrays: what stands at each entry, in the order of users, and what a user has."""
 
     users: Tensor
     items: Tensor
@@ -90,18 +90,23 @@ class _Rows:
     @classmethod
     def read(cls, rows: sparse.csr_array, *, unit: bool, largest: float, like: Tensor) -> Self:
         """Rows with a value that is not finite or above ``largest`` are read as empty ones."""
-        n = rows.shape[0]
-        users = np.repeat(np.arange(n), np.diff(rows.indptr))
+        lengths = np.diff(rows.indptr)
+        users = np.repeat(np.arange(len(lengths)), lengths)
 
         def by_user(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.bincount(users, values, minlength=n)
+            sums = np.zeros(len(lengths))
+            if len(values):
+                sums[lengths > 0] = np.add.reduceat(values, rows.indptr[:-1][lengths > 0])
+            return sums
 
         values = rows.data.astype(np.float64)
         # Written so that NaN fails.
-        values[np.isin(users, users[~(abs(values) <= largest)])] = 0.0
+        unfit = ~(abs(values) <= largest)
+        if unfit.any():
+            values[np.isin(users, users[unfit])] = 0.0
         shares = values / np.maximum(by_user(values), 1.0)[users]
         if unit:
-            values /= np.maximum(np.sqrt(by_user(values**2)), 1e-12)[users]
+            values = values / np.maximum(np.sqrt(by_user(values**2)), 1e-12)[users]
         squares, whole = by_user(values**2), by_user(shares)
         index = (torch.from_numpy(a).to(like.device) for a in (users, rows.indices, rows.indptr))
         return cls(*index, *(torch.from_numpy(a).to(like) for a in (values, shares, squares, whole)))
@@ -205,9 +210,8 @@ class LinearSum:
             usable = torch.isfinite(norms) & (h.abs() <= self._largest).all(dim=1)
             if not bool(usable.all()):
                 # A weight of zero would not do: times infinity it is NaN.
-                weight, h, g, r = (
-                    t.where(usable.view(-1, *[1] * (t.ndim - 1)), 0) for t in (weight, h, g, r)
-                )
+                weight = weight.where(usable, 0)
+                h, g, r = (t.where(usable[:, None], 0) for t in (h, g, r))
                 at = None if at is None else at.where(usable[part.users], 0)
             h, g = h * weight[:, None], g * weight[:, None]
             outward.addmm_(r.t(), h)
@@ -242,11 +246,12 @@ class LinearSum:
 
     def _residual(self, h: Tensor, part: _Rows, columns: _Columns) -> tuple[Tensor, Tensor | None]:
         """Derivative of each user's loss by the logits of the columns, and by those of own items apart."""
-        logits = h @ columns.weight.t()
-        if columns.bias is not None:
-            logits += columns.bias
+        weight, bias = columns.weight.t(), columns.bias
+        logits = h @ weight if bias is None else torch.addmm(bias, h, weight)
         if columns.items is None:
-            r = torch.softmax(logits, 1).mul_(part.whole[:, None])
+            r = torch.softmax(logits, 1)
+            if not bool((part.whole == 1).all()):
+                r *= part.whole[:, None]
             r.view(-1).index_add_(0, part.users * r.shape[1] + part.items, part.shares, alpha=-1)
             return r, None
         at = (h[part.users] * self._decode.weight[part.items]).sum(1)
@@ -303,10 +308,9 @@ class _Transposed:
     @classmethod
     def of(cls, rows: sparse.csr_array, table: _Rows) -> Self:
         order = sparse.csr_array((np.arange(rows.nnz), rows.indices, rows.indptr), rows.shape).tocsc()
-        index = (
-            torch.from_numpy(a).to(table.inputs.device) for a in (order.indices, order.indptr, order.data)
-        )
-        return cls(*index, table.inputs)
+        device = table.inputs.device
+        users, offsets, places = (torch.from_numpy(a) for a in (order.indices, order.indptr, order.data))
+        return cls(users.to(device), offsets.to(device), places.to(device), table.inputs)
 
     def product(self, values: Tensor, weights: Tensor) -> Tensor:
         """Items x users, with these values in the order of users, times ``weights``."""
