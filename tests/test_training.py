@@ -246,7 +246,6 @@ REFUSED = {
     "layer norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.LayerNorm(4)),
     "dropout": lambda: nn.Sequential(nn.Dropout(), nn.Linear(ITEMS, 4)),
     "unflatten": lambda: nn.Sequential(nn.Unflatten(1, (ITEMS, 1)), nn.Linear(1, 1), nn.Flatten()),
-    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(ITEMS, ITEMS))),
     "subclass": lambda: nn.Sequential(Looped(ITEMS, ITEMS)),
     "own module": Tied,
     "bare layer": lambda: nn.Linear(ITEMS, ITEMS),

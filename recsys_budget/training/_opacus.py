@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from recsys_budget._extras import extra
-from recsys_budget.errors import NumericalError, SpecificationError
+from recsys_budget.errors import NumericalError
 from recsys_budget.privacy import GaussianMechanism, NoiseSource, release_sum
+from recsys_budget.training.allowed import RowGraph
 
 with extra("train"):
     import torch
@@ -27,20 +28,6 @@ with extra("train"):
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-class UnitRows(nn.Module):
-    """Divide each row by its Euclidean norm; an empty row stays empty."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows of norm 1 or 0, in the shape given."""
-        return nn.functional.normalize(rows, dim=1)
-
-
-# Layers that treat each row of a batch apart and whose per-row gradient norm Opacus computes exactly:
-# tests/test_training.py holds each to one backward pass a user.
-_ALLOWED = (nn.Linear, nn.Tanh, nn.ReLU, nn.Identity, UnitRows)
-# Of larger activations the squares could be huge where those of gradients vanish in float32, and the product
-# of the two would be a wrong norm. No table of interactions holds any such value.
-_LARGEST = 1e6
 # Gradients are clipped a little below the bound, so that the bound holds despite float32 rounding of the sum.
 _MARGIN = 1 - 1e-3
 
@@ -51,8 +38,9 @@ class PrivateStep:
     Guarantee: the sum that receives the noise changes by at most ``max_grad_norm`` (Euclidean, over all
     parameters) when one user is added to or removed from the batch, whatever the user's row holds.
 
-    It rests on three things: the module is a plain sequence of layers that treat each row apart; a loss sees
-    one user's outputs and row and nothing else; and Opacus's norms are exact for these layers.
+    It rests on three things: the module is a graph of layers that treat each row apart, and that graph is
+    what runs (``training/allowed.py``); a loss sees one user's outputs and row and nothing else; and Opacus's
+    norms are exact for these layers.
 
     Args:
         module: Maps rows ``(batch, n)`` to outputs ``(batch, m)``. Its parameters change in place, and the
@@ -64,13 +52,12 @@ class PrivateStep:
         noise: Where the noise comes from.
 
     Raises:
-        SpecificationError: The module is not a sequence of allowed layers, each used once, in float32 or
-            float64, without hooks or buffers.
+        SpecificationError: A layer of the module, or a use of it, is not known to be sound.
     """
 
     def __init__(
         self,
-        module: nn.Sequential,
+        module: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
         noise_multiplier: float,
@@ -78,11 +65,10 @@ class PrivateStep:
         expected_batch_size: float,
         noise: NoiseSource,
     ) -> None:
-        _check(module)
+        self._graph = RowGraph(module)
         self._wrapped = GradSampleModuleFastGradientClipping(
             module, loss_reduction="sum", max_grad_norm=max_grad_norm, use_ghost_clipping=True
         )
-        self._layers = list(module)  # Opacus's hooks are on them
         self._optimizer = _Optimizer(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -118,12 +104,8 @@ class PrivateStep:
         self._clear()
         if len(rows) == 0:
             return
-        usable = torch.ones(len(rows), dtype=torch.bool)
-        outputs: Any = rows
-        for layer in self._layers:
-            # Written so that NaN fails.
-            usable &= (outputs.detach().abs() <= _LARGEST).all(dim=1)
-            outputs = layer(outputs)
+        outputs: Any
+        outputs, usable = self._graph(rows)
         leaf = outputs.detach().requires_grad_()
         (towards,) = torch.autograd.grad(torch.func.vmap(loss)(leaf, rows).sum(), leaf)
         outputs.backward(towards, retain_graph=True)  # Opacus's hooks find the norms
@@ -144,35 +126,6 @@ class PrivateStep:
     def _clear(self) -> None:
         for p in self._wrapped.parameters():
             p.grad = torch.zeros_like(p)
-
-
-def _check(module: nn.Module) -> None:
-    allowed = ", ".join(layer.__name__ for layer in _ALLOWED)
-    if type(module) is not nn.Sequential:
-        raise SpecificationError(
-            f"a {type(module).__name__} cannot be trained privately: per-user gradients are known to be "
-            f"right for torch.nn.Sequential of {allowed} only"
-        )
-    layers = list(module)
-    for layer in layers:
-        # The exact type: a subclass may mix users or use its weights in another way.
-        if type(layer) not in _ALLOWED:
-            raise SpecificationError(
-                f"the per-user gradients of a {type(layer).__name__} are not known to be right; use {allowed}"
-            )
-        hooks = (
-            layer._forward_hooks,
-            layer._forward_pre_hooks,
-            layer._backward_hooks,
-            layer._backward_pre_hooks,
-        )
-        if any(hooks) or list(layer.buffers()):
-            raise SpecificationError(f"a {type(layer).__name__} has hooks or buffers; remove them")
-    parameters = [p for layer in layers for p in layer.parameters()]
-    if len({id(p) for p in parameters}) < len(parameters):
-        raise SpecificationError("a layer or parameter stands twice in the sequence; give each place its own")
-    if any(p.dtype not in (torch.float32, torch.float64) for p in parameters):
-        raise SpecificationError("parameters must be float32 or float64: gradients underflow in less")
 
 
 class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types

@@ -71,7 +71,7 @@ class TrainingRun:
 
 
 def train_private(
-    module: nn.Sequential,
+    module: nn.Module,
     rows: sparse.csr_array,
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
@@ -96,7 +96,7 @@ def train_private(
     before it. An interrupt (``KeyboardInterrupt``, a notebook's stop button) ends training in the same way.
 
     Args:
-        module: A ``torch.nn.Sequential`` of the layers that ``PrivateStep`` allows. It receives the
+        module: A graph of layers that ``PrivateStep`` allows. It receives the
             parameters after the last complete step, and nothing else, when training ends for whatever reason.
         rows: Users x items, private; row i is all that is read of user i.
         loss: From one user's outputs and row to a scalar; see ``PrivateStep``.
