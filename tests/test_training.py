@@ -243,7 +243,6 @@ REFUSED = {
     "batch norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.BatchNorm1d(4)),
     "embedding": lambda: nn.Sequential(nn.Embedding(ITEMS, 3)),
     "embedding bag": lambda: nn.Sequential(nn.EmbeddingBag(ITEMS, 3)),
-    "layer norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.LayerNorm(4)),
     "dropout": lambda: nn.Sequential(nn.Dropout(), nn.Linear(ITEMS, 4)),
     "unflatten": lambda: nn.Sequential(nn.Unflatten(1, (ITEMS, 1)), nn.Linear(1, 1), nn.Flatten()),
     "subclass": lambda: nn.Sequential(Looped(ITEMS, ITEMS)),

@@ -1,32 +1,26 @@
 """The only module that knows Opacus: one private step on a module whose samples are users.
 
-Used from Opacus: ghost clipping (per-user gradient norms without per-user gradients) and the optimizer that
-adds noise and averages. Not used: the engine, the data loader and the accountant, since the ledger decides
-beforehand how many steps may run (see ``docs/pitfalls.md``).
+Used from Opacus: the optimizer that adds noise and averages. Not used: its gradients (``graph_sum.py`` says
+why), the engine, the data loader and the accountant, since the ledger decides beforehand how many steps may
+run (see ``docs/pitfalls.md``).
 
 References:
-    Abadi et al. (2016), arXiv:1607.00133 (DP-SGD). Li et al. (2022), arXiv:2110.05679 (ghost clipping).
+    Abadi et al. (2016), arXiv:1607.00133 (DP-SGD).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 from recsys_budget._extras import extra
 from recsys_budget.errors import NumericalError
 from recsys_budget.privacy import GaussianMechanism, NoiseSource, release_sum
-from recsys_budget.training.allowed import RowGraph
+from recsys_budget.training.graph_sum import GraphSum, Loss
 
 with extra("train"):
     import torch
-    from opacus.grad_sample import GradSampleModuleFastGradientClipping
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from torch import Tensor, nn
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 
 # Gradients are clipped a little below the bound, so that the bound holds despite float32 rounding of the sum.
 _MARGIN = 1 - 1e-3
@@ -39,8 +33,8 @@ class PrivateStep:
     parameters) when one user is added to or removed from the batch, whatever the user's row holds.
 
     It rests on three things: the module is a graph of layers that treat each row apart, and that graph is
-    what runs (``training/allowed.py``); a loss sees one user's outputs and row and nothing else; and Opacus's
-    norms are exact for these layers.
+    what runs (``training/allowed.py``); a loss sees one user's outputs and row and nothing else; and norms
+    are of the very numbers that are summed (``training/graph_sum.py``).
 
     Args:
         module: Maps rows ``(batch, n)`` to outputs ``(batch, m)``. Its parameters change in place, and the
@@ -65,10 +59,8 @@ class PrivateStep:
         expected_batch_size: float,
         noise: NoiseSource,
     ) -> None:
-        self._graph = RowGraph(module)
-        self._wrapped = GradSampleModuleFastGradientClipping(
-            module, loss_reduction="sum", max_grad_norm=max_grad_norm, use_ghost_clipping=True
-        )
+        self._module = module
+        self._sum = GraphSum(module, _MARGIN * max_grad_norm)
         self._optimizer = _Optimizer(
             optimizer,
             noise_multiplier=noise_multiplier,
@@ -76,7 +68,6 @@ class PrivateStep:
             expected_batch_size=expected_batch_size,
             noise=noise,
         )
-        self._bound = _MARGIN * max_grad_norm
 
     def __call__(self, rows: Tensor, loss: Loss) -> None:
         """Run one step.
@@ -89,43 +80,12 @@ class PrivateStep:
         Raises:
             NumericalError: The parameters are no longer finite after the step.
         """
-        with warnings.catch_warnings():
-            # Rows need no gradient of their own, which is what torch warns Opacus's hooks about.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            self._sum_clipped(rows, loss)
+        self._optimizer.zero_grad()  # or the sum of the step before would be added to this one
+        self._sum(rows, loss)
         self._optimizer.step()
         # Parameters are released values, so looking at them costs nothing.
-        if not all(bool(torch.isfinite(p).all()) for p in self._wrapped.parameters()):
+        if not all(bool(torch.isfinite(p).all()) for p in self._module.parameters()):
             raise NumericalError("training diverged: parameters are not finite; lower the learning rate")
-
-    def _sum_clipped(self, rows: Tensor, loss: Loss) -> None:
-        """Leave the sum of clipped per-user gradients in ``p.grad``."""
-        self._optimizer.zero_grad()
-        self._clear()
-        if len(rows) == 0:
-            return
-        outputs: Any
-        outputs, usable = self._graph(rows)
-        leaf = outputs.detach().requires_grad_()
-        (towards,) = torch.autograd.grad(torch.func.vmap(loss)(leaf, rows).sum(), leaf)
-        outputs.backward(towards, retain_graph=True)  # Opacus's hooks find the norms
-        norms = self._wrapped.get_norm_sample()
-        usable &= torch.isfinite(towards).all(dim=1) & torch.isfinite(norms)
-        if not bool(usable.all()):
-            # A user who is left out adds zero. A weight of zero would not do: times infinity it is NaN.
-            self._sum_clipped(rows[usable], loss)
-            return
-        weights = (self._bound / (norms + 1e-6)).clamp(max=1.0)
-        self._clear()
-        self._wrapped.disable_hooks()
-        try:
-            outputs.backward(weights[:, None] * towards)
-        finally:
-            self._wrapped.enable_hooks()
-
-    def _clear(self) -> None:
-        for p in self._wrapped.parameters():
-            p.grad = torch.zeros_like(p)
 
 
 class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from recsys_budget._extras import extra
 from recsys_budget.errors import SpecificationError
@@ -42,11 +42,13 @@ _ALONG_THE_ROW = "the dimension is checked to be the row's own; no parameters"
 LAYERS: Mapping[type[nn.Module], str] = {
     nn.Linear: (
         "y_i = W x_i + b. The gradient of user i is g_i x_i^T for W and g_i for b, where g_i is what flows "
-        "back into y_i; the norms are |g_i| |x_i| and |g_i|, which is what Opacus computes for a matrix of "
-        "rows. Both are roots of sums of squares, so float32 loses nothing by cancellation"
+        "back into y_i. The norms are |g_i| |x_i| and |g_i|"
     ),
     UnitRows: "each row is divided by a number that is computed from that row; no parameters",
-    nn.LayerNorm: "each row is centred and scaled by its own mean and variance; refused with parameters",
+    nn.LayerNorm: (
+        "y_i = w * n_i + b, where n_i is row i centred and scaled by its own mean and variance. The gradient "
+        "of user i is g_i * n_i for w and g_i for b, entry by entry"
+    ),
     nn.Softmax: _ALONG_THE_ROW,
     nn.LogSoftmax: _ALONG_THE_ROW,
     nn.Identity: _ELEMENTWISE,
@@ -92,9 +94,17 @@ REFUSED: Mapping[type[nn.Module], str] = {
     nn.Flatten: _ROWS_ONLY,
     nn.Unflatten: _ROWS_ONLY,
 }
-# Of larger activations the squares could be huge where those of gradients vanish in float32, and the product
-# of the two would be a wrong norm. No table of interactions holds any such value.
+# Of larger activations the squares could be huge where those of gradients vanish, and the product of the two
+# would be a wrong norm. No table of interactions holds any such value.
 LARGEST = 1e6
+
+
+class Use(NamedTuple):
+    """A layer with parameters, what went in and what came out, both ``(batch, width)``."""
+
+    layer: nn.Module
+    input: Tensor
+    output: Tensor
 
 
 class RowGraph:
@@ -120,25 +130,26 @@ class RowGraph:
             for node in graph.nodes
         ]
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor, list[Use]]:
         """Run the graph.
 
         Args:
             rows: Shape ``(batch, n)``.
 
         Returns:
-            Outputs ``(batch, m)``, and which rows are usable ``(batch,)``: those of which no value on the way
-            is beyond what norms can be computed of.
+            Outputs ``(batch, m)``; which rows are usable ``(batch,)``: those of which no value on the way is
+            beyond what norms can be computed of; and the uses of layers with parameters.
         """
         values: dict[fx.Node, Any] = {}
+        uses: list[Use] = []
         usable = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         for node, target in self._nodes:
             if node.op == "output":
-                return values[node.all_input_nodes[0]], usable
+                return values[node.all_input_nodes[0]], usable, uses
             if node.op == "placeholder":
                 value = rows
             else:
-                arguments = fx.node.map_arg(node.args, values.__getitem__)
+                arguments: Any = fx.node.map_arg(node.args, values.__getitem__)
                 for source in node.all_input_nodes:
                     # Written so that NaN fails.
                     usable &= (values[source].detach().abs() <= LARGEST).all(dim=1)
@@ -146,6 +157,8 @@ class RowGraph:
                     value = getattr(arguments[0], target)(*arguments[1:], **node.kwargs)
                 else:
                     value = target(*arguments, **node.kwargs)
+                if node.op == "call_module" and target._parameters.get("weight") is not None:
+                    uses.append(Use(target, arguments[0], value))
             values[node] = value
         raise AssertionError("a graph ends with its output")
 
@@ -215,17 +228,10 @@ def _check_layer(layer: nn.Module) -> None:
     """An allowed type, as it was set up."""
     kind = type(layer).__name__
     own = {name for name, p in layer._parameters.items() if p is not None}
-    if isinstance(layer, nn.LayerNorm):
-        if len(layer.normalized_shape) > 1:
-            raise SpecificationError(f"a LayerNorm over {layer.normalized_shape} mixes users; give one width")
-        if own:
-            # Opacus normalises again, where the backward pass uses what the forward pass stored, and for
-            # large, nearly constant rows the two differ.
-            raise SpecificationError(
-                "the norms of a LayerNorm with parameters can be 7 times too small, for rows of large and "
-                "nearly equal values. Use elementwise_affine=False; the next Linear layer can learn the scale"
-            )
-    expected = {"weight"} | own & {"bias"} if isinstance(layer, nn.Linear) else set()
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+        raise SpecificationError(f"a LayerNorm over {layer.normalized_shape} mixes users; give one width")
+    # Those of LayerNorm can be left out.
+    expected = {"weight"} | own & {"bias"} if own or isinstance(layer, nn.Linear) else set()
     # A weight that is a plain tensor may have been computed from another layer's.
     if own != expected or {"weight", "bias"} & vars(layer).keys() or layer._modules:
         raise SpecificationError(f"a {kind} holds something else than its own parameters; build it afresh")
