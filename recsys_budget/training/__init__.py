@@ -3,14 +3,18 @@
 from recsys_budget.training.allowed import UnitRows
 from recsys_budget.training.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from recsys_budget.training.loop import TrainingRun, TrainingState, train_private
+from recsys_budget.training.sensitivity import adversarial_rows, check_sensitivity, neighbour_sensitivity
 
 __all__ = [
     "Checkpoint",
     "TrainingRun",
     "TrainingState",
     "UnitRows",
+    "adversarial_rows",
+    "check_sensitivity",
     "has_checkpoint",
     "load_checkpoint",
+    "neighbour_sensitivity",
     "save_checkpoint",
     "train_private",
 ]

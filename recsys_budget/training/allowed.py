@@ -197,13 +197,13 @@ def _check_parts(module: nn.Module) -> None:
         raise SpecificationError("torch has hooks on all modules; remove them before training privately")
     for part in module.modules():
         kind = type(part).__name__
-        if any(value for name, value in vars(part).items() if "hooks" in name):
-            raise SpecificationError(f"a {kind} has hooks, which may change what flows through; remove them")
         if nn.utils.parametrize.is_parametrized(part):
             raise SpecificationError(f"a {kind} is parametrized: its norms would be of other numbers")
+        if any(value for name, value in vars(part).items() if "hooks" in name):
+            raise SpecificationError(f"a {kind} has hooks, which may change what flows through; remove them")
         if type(part) in LAYERS:
             _check_layer(part)
-        elif part._parameters or part._buffers:
+        elif part._parameters or type(part) in REFUSED:
             raise SpecificationError(_about(part))
         if part._buffers:
             raise SpecificationError(f"a {kind} has buffers, which can keep what no mechanism released")

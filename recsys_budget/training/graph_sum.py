@@ -1,8 +1,8 @@
 """Sum of clipped per-user gradients of any allowed module, from one backward pass.
 
 The backward pass stops at the outputs of the layers with parameters. What flows back into a layer, times what
-went in, is each user's gradient, and it is never built: norms are computed from the two in closed form, and the
-sum of gradients times clip weights is one product of the same two.
+went in, is each user's gradient, and it is never built: norms come from the two in closed form, and the sum
+of gradients times clip weights is one product of the same two.
 
 That they are the same two is the point. Ghost clipping takes norms from one backward pass and lets a second
 one, from scaled losses, compute the sum. Where terms cancel, what is left of float32 is rounding, and that
@@ -38,9 +38,9 @@ class GraphSum:
 
     Guarantee:
         No user moves the sum by more than ``bound``, but for rounding of the sum itself, whatever the user's
-        row holds: norms are those of the very numbers that are summed, and are taken in float64, where squares
-        of float32 numbers neither vanish nor overflow. A user whose values are not finite, or above 1e6, counts
-        as zero.
+        row holds: norms are those of the very numbers that are summed, and are taken in float64, where
+        squares of float32 numbers neither vanish nor overflow. A user whose values are not finite, or above
+        1e6, counts as zero.
 
     Raises:
         SpecificationError: A layer, or a use of it, that is not known to be sound.
@@ -69,7 +69,7 @@ class GraphSum:
             flows = torch.autograd.grad(outputs, [use.output for use in uses], towards)
         pairs = [(use.layer, use.input.detach(), flow) for use, flow in zip(uses, flows, strict=True)]
         norms = sum(_squares(*pair) for pair in pairs) ** 0.5
-        # Written so that NaN fails. Who fails leaves: a weight of zero would not do, times infinity it is NaN.
+        # Written so that NaN fails. Who fails leaves: a weight of zero times infinity would be NaN.
         usable &= torch.isfinite(towards).all(dim=1) & torch.isfinite(norms)
         weights = (self._bound / norms[usable].clamp(min=self._bound)).to(towards.dtype)[:, None]
         for layer, values, flow in pairs:
