@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from recsys_budget._extras import extra
+from recsys_budget.errors import SpecificationError
 from recsys_budget.training.allowed import RowGraph
 
 with extra("train"):
@@ -56,6 +57,9 @@ class GraphSum:
         Args:
             rows: Shape ``(batch, n)``; the batch may be empty.
             loss: From one user's outputs ``(m,)`` and row ``(n,)`` to a scalar.
+
+        Raises:
+            SpecificationError: The loss of a user is no scalar.
         """
         for p in self._parameters:
             p.grad = torch.zeros_like(p)
@@ -65,7 +69,12 @@ class GraphSum:
             rows = rows.to(self._parameters[0])
             outputs, usable, uses = self._graph(rows)
             leaf = outputs.detach().requires_grad_()
-            (towards,) = torch.autograd.grad(torch.func.vmap(loss)(leaf, rows).sum(), leaf)
+            losses = torch.func.vmap(loss)(leaf, rows)
+            if losses.shape != (len(rows),):
+                raise SpecificationError(
+                    f"the loss of a user is {list(losses.shape[1:])}; it must be a scalar"
+                )
+            (towards,) = torch.autograd.grad(losses.sum(), leaf)
             flows = torch.autograd.grad(outputs, [use.output for use in uses], towards)
         pairs = [(use.layer, use.input.detach(), flow) for use, flow in zip(uses, flows, strict=True)]
         norms = sum(_squares(*pair) for pair in pairs) ** 0.5
