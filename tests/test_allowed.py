@@ -513,10 +513,10 @@ def test_a_loss_that_sees_the_batch_is_found(monkeypatch):
     monkeypatch.setattr(torch.func, "vmap", lambda loss: loss)
 
     def in_batch(outputs, rows):
-        return ((outputs - outputs.mean(0) - rows) ** 2).sum()
+        return ((outputs - outputs.mean(0) - rows) ** 2).sum(1)
 
     def normal(outputs, rows):
-        return ((outputs - rows) ** 2).sum()
+        return ((outputs - rows) ** 2).sum(1)
 
     rows = some_rows()
     assert sensitivity(fixed(WHOLE["linear"]), normal, rows, max_grad_norm=CLIP) <= 1

@@ -99,7 +99,7 @@ def simulated(correct, m, r, delta, epsilon):
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("r", [20, 200])
 def test_it_holds_for_randomised_response_which_is_the_worst_case_and_is_tight_there(epsilon, r):
-    """Each coin is told rightly with probability exp(epsilon) / (1 + exp(epsilon)): that is exactly epsilon."""
+    """Each coin is told rightly with probability exp(e) / (1 + exp(e)), which is epsilon e exactly."""
     rng, runs = np.random.default_rng(0), 20_000
     correct = rng.binomial(r, 1 / (1 + math.exp(-epsilon)), runs)
     wrong = simulated(correct, 200, r, 0.0, epsilon)

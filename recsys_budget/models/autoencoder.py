@@ -40,6 +40,7 @@ with extra("train"):
 
     from recsys_budget.training import (
         Checkpoint,
+        MultinomialLoss,
         TrainingRun,
         TrainingState,
         UnitRows,
@@ -253,7 +254,7 @@ class PrivateAutoencoder(Recommender):
         run = train_private(
             module,
             table,
-            _multinomial_loss,
+            MultinomialLoss(),
             mechanism=training,
             reservation=reservation,
             max_grad_norm=self.max_grad_norm,
@@ -361,12 +362,6 @@ def _linear_autoencoder(n_items: int, n_factors: int, seed: int | None) -> nn.Se
         encode.weight.normal_(0, 1 / math.sqrt(n_factors), generator=generator)
         decode.weight.normal_(0, 0.1 / math.sqrt(n_factors), generator=generator)
     return nn.Sequential(UnitRows(), encode, decode)
-
-
-def _multinomial_loss(logits: Tensor, row: Tensor) -> Tensor:
-    """Cross-entropy between a user's items, equally weighted, and the softmax; a scalar."""
-    share = row / row.sum().clamp(min=1)
-    return -(share * torch.log_softmax(logits, 0)).sum()
 
 
 def _unit_row_sum(table: sparse.csr_array) -> NDArray[np.float64]:
