@@ -51,7 +51,8 @@ class PrivateTrainer(Recommender):
     Args:
         module: What to train. It is copied, and stays as it is.
         loss: From one user's outputs ``(m,)`` and row ``(n_items,)`` to a scalar, in torch operations that
-            ``torch.func.vmap`` can batch. It cannot reach another user or the parameters.
+            ``torch.func.vmap`` can batch. It is given no other user and no parameters; take care that it reads
+            nothing private besides.
         declared_users: About how many users there are, as publicly known; see :class:`PrivateAutoencoder`.
         steps: Most training steps to run.
         sample_rate: Probability that a step includes a given user.

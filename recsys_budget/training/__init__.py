@@ -2,6 +2,7 @@
 
 from recsys_budget.training.allowed import UnitRows
 from recsys_budget.training.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from recsys_budget.training.distributed import train_private_distributed
 from recsys_budget.training.linear import MultinomialLoss
 from recsys_budget.training.loop import TrainingRun, TrainingState, train_private
 from recsys_budget.training.sensitivity import adversarial_rows, check_sensitivity, neighbour_sensitivity
@@ -19,4 +20,5 @@ __all__ = [
     "neighbour_sensitivity",
     "save_checkpoint",
     "train_private",
+    "train_private_distributed",
 ]

@@ -26,8 +26,12 @@ from recsys_budget.training.linear import LinearSum, MultinomialLoss
 with extra("train"):
     import torch
     from opacus.accountants import RDPAccountant
-    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.optimizers import (
+        DistributedDPOptimizerFastGradientClipping,
+        DPOptimizerFastGradientClipping,
+    )
     from torch import Tensor, nn
+    from torch import distributed as dist
 
 # Gradients are clipped a little below the bound, so that the bound holds despite float32 rounding of the sum.
 _MARGIN = 1 - 1e-3
@@ -52,6 +56,8 @@ class PrivateStep:
         expected_batch_size: Public constant that the noisy sum is divided by; never the true size.
         noise: Where the noise comes from.
         sample_rate: Of the batches: what Opacus's accountant is told.
+        distributed: Whether this process has the rows of some users only, and others of its group those of
+            the rest: see :func:`~recsys_budget.training.train_private_distributed`.
 
     Raises:
         SpecificationError: A layer of the module, or a use of it, is not known to be sound.
@@ -67,11 +73,13 @@ class PrivateStep:
         expected_batch_size: float,
         noise: NoiseSource,
         sample_rate: float = 1.0,
+        distributed: bool = False,
     ) -> None:
         self._module = module
         self._sum = GraphSum(module, _MARGIN * max_grad_norm)
         self._linear: dict[MultinomialLoss, LinearSum | None] = {}
-        self._optimizer = _Optimizer(
+        kind = _DistributedOptimizer if distributed else _Optimizer
+        self._optimizer = kind(
             optimizer,
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
@@ -163,8 +171,12 @@ class PrivateStep:
         return self._linear[loss]
 
 
-class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types
-    """Opacus's optimizer with this package's noise."""
+class _Release:
+    """What Opacus's optimizers do about noise, replaced by this package's."""
+
+    params: list[nn.Parameter]
+    max_grad_norm: float
+    noise_multiplier: float
 
     def __init__(
         self,
@@ -174,7 +186,7 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opac
         expected_batch_size: float,
         **constants: Any,
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]
             optimizer, expected_batch_size=expected_batch_size, loss_reduction="mean", **constants
         )
         self.noise = noise
@@ -184,20 +196,48 @@ class _Optimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opac
         size = sum(p.numel() for p in self.params)
         total = torch.empty(size, dtype=torch.float64)
         for p, part in zip(self.params, self._parts(total), strict=True):
-            part.copy_(p.summed_grad)
-        noisy = release_sum(
-            total.numpy(),
-            sensitivity=self.max_grad_norm,
-            mechanism=GaussianMechanism(self.noise_multiplier),
-            noise=self.noise,
-        )
-        for p, part in zip(self.params, self._parts(torch.from_numpy(noisy)), strict=True):
+            part.copy_(p.summed_grad)  # type: ignore[attr-defined]
+        for p, part in zip(self.params, self._parts(self._release(total)), strict=True):
             p.grad = part.to(p)
+
+    def _release(self, total: Tensor) -> Tensor:
+        return torch.from_numpy(
+            release_sum(
+                total.numpy(),
+                sensitivity=self.max_grad_norm,
+                mechanism=GaussianMechanism(self.noise_multiplier),
+                noise=self.noise,
+            )
+        )
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
         """Views of each parameter's part, in its shape."""
         parts = torch.split(flat, [p.numel() for p in self.params])
         return [part.view(p.shape) for p, part in zip(self.params, parts, strict=True)]
+
+
+class _Optimizer(_Release, DPOptimizerFastGradientClipping):  # type: ignore[misc]  # opacus ships no types
+    """Of a process that has everybody's rows."""
+
+
+class _DistributedOptimizer(_Release, DistributedDPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Of processes that have some users' rows each; all of them take the same step.
+
+    Opacus's own adds noise to the sum of the first process and adds the others' sums to that. Then what is
+    released depends on how those sums were rounded; so here they are added up before there is noise.
+    """
+
+    def _release(self, total: Tensor) -> Tensor:
+        dist.reduce(total, 0)
+        if self.rank == 0:
+            total = super()._release(total)
+        elif not self.noise.private:
+            self.noise.normal(len(total))  # repeatable noise is repeated in all processes, so that they agree
+        dist.broadcast(total, 0)
+        return total
+
+    def reduce_gradients(self) -> None:
+        """Nothing is left to add up."""
 
 
 @contextmanager

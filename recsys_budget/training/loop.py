@@ -87,6 +87,7 @@ def train_private(
     keep_every: int = 50,
     progress: bool = True,
     device: str | torch.device | None = None,
+    distributed: bool = False,
 ) -> TrainingRun:
     """Train a module with differentially private gradient steps (Adam), one user being one sample.
 
@@ -97,8 +98,8 @@ def train_private(
     before it. An interrupt (``KeyboardInterrupt``, a notebook's stop button) ends training in the same way.
 
     Args:
-        module: A graph of layers that ``PrivateStep`` allows. It receives the
-            parameters after the last complete step, and nothing else, when training ends for whatever reason.
+        module: A graph of layers that ``PrivateStep`` allows. It receives the parameters after the last
+            complete step, and nothing else, when training ends for whatever reason.
         rows: Users x items, private; row i is all that is read of user i.
         loss: From one user's outputs and row to a scalar; see ``PrivateStep``. A linear autoencoder under
             :class:`~recsys_budget.training.MultinomialLoss` is trained without dense rows.
@@ -116,6 +117,7 @@ def train_private(
         progress: Show a progress bar.
         device: Where to train, as torch names it; None takes a GPU where there is one. Rows are sampled and
             noise is drawn on the processor; the module stays where it is.
+        distributed: See :func:`~recsys_budget.training.train_private_distributed`, which sets it.
 
     Returns:
         Steps run, why they ended, and snapshots.
@@ -156,6 +158,7 @@ def train_private(
         expected_batch_size=expected_batch_size,
         noise=noise,
         sample_rate=mechanism.sample_rate,
+        distributed=distributed,
     )
     paid = 0
     if start is None:
