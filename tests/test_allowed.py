@@ -19,6 +19,11 @@ from recsys_budget.training.allowed import FUNCTIONS, LAYERS, RowGraph
 N, CLIP = 14, 0.3
 
 
+@pytest.fixture(autouse=True)
+def same_start():
+    torch.manual_seed(0)
+
+
 def cross_entropy(outputs, row):
     return -(row * torch.log_softmax(outputs, 0)).sum()
 

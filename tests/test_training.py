@@ -467,6 +467,7 @@ def test_the_loop_passes_its_constants_on(monkeypatch):
         "expected_batch_size": 10.0,
         "noise": noise,
         "sample_rate": 0.3,
+        "distributed": False,
         "learning_rate": 0.01,
         "adam": torch.optim.Adam,
     }

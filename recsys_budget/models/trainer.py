@@ -51,8 +51,8 @@ class PrivateTrainer(Recommender):
     Args:
         module: What to train. It is copied, and stays as it is.
         loss: From one user's outputs ``(m,)`` and row ``(n_items,)`` to a scalar, in torch operations that
-            ``torch.func.vmap`` can batch. It is given no other user and no parameters; take care that it reads
-            nothing private besides.
+            ``torch.func.vmap`` can batch. It is given no other user and no parameters; let it read nothing
+            private besides.
         declared_users: About how many users there are, as publicly known; see :class:`PrivateAutoencoder`.
         steps: Most training steps to run.
         sample_rate: Probability that a step includes a given user.
@@ -172,9 +172,8 @@ class PrivateTrainer(Recommender):
                 learning_rate=self.learning_rate,
                 noise=noise,
                 progress=self.progress,
+                check_sensitivity=self.check_sensitivity,
             )
-            if self.check_sensitivity:
-                check_sensitivity(module, self.loss, interactions.n_items, max_grad_norm=self.max_grad_norm)
         finally:
             reservation.commit()
         self.catalogue_ = interactions.catalogue

@@ -80,9 +80,10 @@ class GraphSum:
         norms = sum(_squares(*pair) for pair in pairs) ** 0.5
         # Written so that NaN fails. Who fails leaves: a weight of zero times infinity would be NaN.
         usable &= torch.isfinite(towards).all(dim=1) & torch.isfinite(norms)
-        weights = (self._bound / norms[usable].clamp(min=self._bound)).to(towards.dtype)[:, None]
+        kept = slice(None) if bool(usable.all()) else usable
+        weights = (self._bound / norms[kept].clamp(min=self._bound)).to(towards.dtype)[:, None]
         for layer, values, flow in pairs:
-            for p, total in _sums(layer, values[usable], weights * flow[usable]):
+            for p, total in _sums(layer, values[kept], weights * flow[kept]):
                 p.grad = total
 
 
