@@ -4,16 +4,17 @@
 
 3,706 items, 64 factors, a Poisson sample of about 604 of 6,040 generated users with 165 items each. Rows:
 
-- ``nonprivate``: the same model, loss and optimizer without clipping and noise, in the same sparse closed form;
+- ``nonprivate``: the same model, loss and optimizer without clipping and noise, in the same sparse closed
+  form;
 - ``autograd``: the same, by torch's autograd on dense rows, as it is usually written;
 - ``ours``: ``PrivateStep`` with noise from the operating system, the default;
 - ``ours_torch_noise``: the same with torch's generator, which is repeatable and so not private;
 - ``ghost``, ``hooks``, ``functorch``: Opacus on dense rows, with its own noise and optimizer: ghost clipping,
   per-user gradients by hooks, and per-user gradients by functorch.
 
-Figures: ``ms`` a step (median, the rows taking turns), and ``peak_mb``, by how much a process that runs the row
-alone grows beyond one that has everything loaded. ``--scale`` runs one epoch of a private autoencoder of 100,000
-items on 1,000,000 generated users instead, and prints its seconds, memory and interactions.
+Figures: ``ms`` a step (median, the rows taking turns), and ``peak_mb``, by how much a process that runs the
+row alone grows beyond one that has everything loaded. ``--scale`` runs one epoch of a private autoencoder of
+100,000 items on 1,000,000 generated users instead, and prints its seconds, memory and interactions.
 """
 
 from __future__ import annotations
@@ -254,7 +255,7 @@ def milliseconds(repeats: int) -> dict[str, float]:
 
 
 def memory(what: str) -> float:
-    """Of this process in MB: "VmHWM", the most since it was last reset, or "VmRSS", now. Linux alone tells."""
+    """Of this process in MB, on Linux: "VmRSS" is held now, "VmHWM" is the most since it was reset."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
 

@@ -77,18 +77,18 @@ def test_plot_makes_axes_of_its_own():
 def test_epsilon_frontier_measures_the_path_of_one_run(split):
     ledger = PrivacyLedger(PrivacyBudget(6.0, 1e-5))
     model = PrivateAutoencoder(
-        declared_users=240, steps=20, n_factors=4, epsilon_path=(2.0, 4.0, 6.0), progress=False
+        declared_users=240, steps=20, n_factors=4, epsilons=(2.0, 4.0, 6.0), progress=False
     ).fit(split.train, ledger=ledger)
     spent = ledger.spent
     frame = epsilon_frontier(model, split.fold_in, split.held_out, metric="ndcg@10").to_frame()
     assert ledger.spent == spent
     assert frame["epsilon"].is_monotonic_increasing
-    assert (frame["epsilon"] >= [p.epsilon for p in model.path_]).all()
+    assert (frame["epsilon"] >= [p.epsilon for p in model.epsilon_path()]).all()
     last = ranking_metrics(model.recommend(split.fold_in, 10), split.held_out, ("ndcg@10",))["ndcg@10"]
     assert frame["ndcg@10"].iloc[-1] == pytest.approx(last.mean())
     assert frame["standard_error"].iloc[-1] == pytest.approx(last.std(ddof=1) / np.sqrt(len(last)))
-    model.path_ = ()
-    with pytest.raises(SpecificationError, match="epsilon_path"):
+    model._path = ()
+    with pytest.raises(SpecificationError, match="epsilons"):
         epsilon_frontier(model, split.fold_in, split.held_out)
 
 

@@ -260,7 +260,7 @@ def test_every_fitted_model_carries_a_receipt(tmp_path):
     models = [
         Popularity().fit(table()),
         EASE(l2=20.0).fit(table()),
-        PrivateAutoencoder(declared_users=30, n_factors=2, steps=3, progress=False, epsilon_path=(1.0,)).fit(
+        PrivateAutoencoder(declared_users=30, n_factors=2, steps=3, progress=False, epsilons=(1.0,)).fit(
             table(), ledger=budget
         ),
     ]

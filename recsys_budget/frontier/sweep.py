@@ -30,11 +30,11 @@ def epsilon_frontier(
 ) -> Frontier:
     """Accuracy against epsilon along the path of one private training run.
 
-    The points are copies of the model kept while it trained (``epsilon_path``), so the whole frontier costs
+    The points are copies of the model kept while it trained (``epsilons``), so the whole frontier costs
     what the run cost. The accuracy is **not private**: it reads the held-out users' data without spending.
 
     Args:
-        model: Fitted with an ``epsilon_path``.
+        model: Fitted with an ``epsilons``.
         fold_in: Histories of users held out from training.
         held_out: What the same users used besides, to be predicted.
         metric: A name that :func:`~recsys_budget.metrics.ranking_metrics` knows, such as "recall@20".
@@ -46,13 +46,13 @@ def epsilon_frontier(
     Raises:
         SpecificationError: The model has no path, or the metric is not known.
     """
-    if not model.path_:
+    if not model.epsilon_path():
         raise SpecificationError(
-            "this model kept no path; fit it with epsilon_path=(...), each value within the cap"
+            "this model kept no path; fit it with epsilons=(...), each value within the cap"
         )
     depth = int(metric.partition("@")[2] or 0)
     rows = []
-    for point in model.path_:
+    for point in model.epsilon_path():
         ranking = point.model.recommend(fold_in, max(depth, 1))
         values = ranking_metrics(ranking, held_out, (metric,))[metric]
         rows.append(

@@ -1,8 +1,8 @@
 """Clipped gradient sums of a linear autoencoder in closed form: no user's gradient is ever built.
 
 A user with input x has h = W x + a, logits V h + b, and a loss whose derivative by the logits is r. Its
-gradient consists of outer products, r h' for V and (V' r) x' for W, and of r and V' r for the biases; the norm of
-an outer product is the product of the norms. So with g = V' r the square of the gradient's norm is
+gradient consists of outer products, r h' for V and (V' r) x' for W, and of r and V' r for the biases; the
+norm of an outer product is the product of the norms. So with g = V' r the square of the gradient's norm is
 
     |r|^2 (|h|^2 + 1) + |g|^2 (|x|^2 + 1)
 
