@@ -617,6 +617,14 @@ def test_what_module_and_loss_cannot_be_computed_of_is_said_before_training():
         check(fixed(Residual), lambda outputs, row: torch.rand(()) * outputs.sum(), N, max_grad_norm=CLIP)
 
 
+def test_a_figure_that_is_no_number_does_not_pass(monkeypatch):
+    monkeypatch.setattr(
+        "recsys_budget.training.sensitivity.neighbour_sensitivity", lambda *a, **k: float("nan")
+    )
+    with pytest.raises(SensitivityError):
+        check(fixed(Residual), squared, N, max_grad_norm=CLIP)
+
+
 def test_the_test_changes_nothing():
     module, threads = fixed(Residual), torch.get_num_threads()
     before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -14,7 +14,7 @@ from torch import nn
 from recsys_budget.data import Interactions, SyntheticSpec, hold_out_users, make_interactions
 from recsys_budget.errors import BudgetExceededError, SensitivityError, SpecificationError
 from recsys_budget.metrics import ranking_metrics
-from recsys_budget.models import Popularity, PrivateTrainer
+from recsys_budget.models import Popularity, PrivateAutoencoder, PrivateTrainer
 from recsys_budget.models import trainer as trainer_module
 from recsys_budget.privacy import PrivacyBudget, PrivacyLedger, Receipt, Reservation, SampledGaussianMechanism
 from recsys_budget.training import UnitRows, graph_sum, sensitivity
@@ -170,6 +170,26 @@ def test_a_failure_after_training_hands_out_nothing_and_stays_spent(split, monke
     assert not hasattr(model, "module_")
     # The one that was trained was tested, not the one it started from.
     assert not torch.equal(*calls)
+
+
+def test_the_autoencoder_has_the_same_debug_mode(split, monkeypatch):
+    tested = []
+    check = sensitivity.check_sensitivity
+
+    def log(module, *arguments, **keywords):
+        tested.append([p.detach().clone() for p in module.parameters()])
+        return check(module, *arguments, **keywords)
+
+    monkeypatch.setattr(sensitivity, "check_sensitivity", log)
+    for on in (False, True):
+        model = PrivateAutoencoder(
+            declared_users=700, steps=3, n_factors=4, progress=False, check_sensitivity=on
+        )
+        model.fit(split.train, ledger=PrivacyLedger(BUDGET))
+        assert len(tested) == 2 * on
+        assert "check_sensitivity" not in model.receipt_.constants
+    assert all(torch.equal(a, b) for a, b in zip(tested[1], model.module_.parameters(), strict=True))
+    assert not torch.equal(tested[0][0], tested[1][0])
 
 
 def test_a_spent_ledger_is_not_read_for(split, monkeypatch):

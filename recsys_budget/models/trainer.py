@@ -63,6 +63,7 @@ class PrivateTrainer(Recommender):
         check_sensitivity: Run the test on made-up users once more, with the trained parameters, before the
             model is handed out.
         progress: Show a progress bar.
+        device: Where to train, as torch names it; None takes a GPU where there is one.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
 
@@ -97,6 +98,7 @@ class PrivateTrainer(Recommender):
         learning_rate: float = 0.01,
         check_sensitivity: bool = False,
         progress: bool = True,
+        device: str | None = None,
         insecure_seed: int | None = None,
     ) -> None:
         self.module = module
@@ -109,6 +111,7 @@ class PrivateTrainer(Recommender):
         self.learning_rate = learning_rate
         self.check_sensitivity = check_sensitivity
         self.progress = progress
+        self.device = device
         self.insecure_seed = insecure_seed
 
     def check(self, n_items: int) -> float:
@@ -172,6 +175,7 @@ class PrivateTrainer(Recommender):
                 learning_rate=self.learning_rate,
                 noise=noise,
                 progress=self.progress,
+                device=self.device,
                 check_sensitivity=self.check_sensitivity,
             )
         finally:
