@@ -10,3 +10,4 @@ from .item_model import counts_share as counts_share
 from .item_model import head_size as head_size
 from .private_popularity import PrivatePopularity as PrivatePopularity
 from .rule import recommend_model as recommend_model
+from .trainer import PrivateTrainer as PrivateTrainer
