@@ -156,6 +156,11 @@ def test_factors_that_blow_up_bound_users_all_the_same(kind):
             assert (whole(users_sum(rows[[user]], step), 2**27) ** 2).sum() <= 4**27
 
 
+def test_vectors_without_a_finite_length_count_as_none():
+    strange = [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, np.inf], [0.0, 0.0], [3.0, 4.0]]
+    np.testing.assert_array_equal(unit(np.array(strange)), [[0, 0]] * 4 + [[0.6, 0.8]])
+
+
 def test_batches_of_users_change_nothing(monkeypatch):
     rng = np.random.default_rng(3)
     rows = unit_rows(hard_users(30, rng).matrix(), np.arange(30), np.ones(30), everybody=0.3)
@@ -463,6 +468,7 @@ def test_tables_shaped_by_unpaid_reads_are_refused(split):
         {"sweeps": 0},
         {"sweeps": None},
         {"unobserved_weight": 0.0},
+        {"unobserved_weight": 1e-9},
         {"unobserved_weight": math.nan},
         {"unobserved_weight": True},
         {"count_exponent": -0.1},

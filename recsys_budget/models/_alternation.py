@@ -303,9 +303,10 @@ class WeightedPairs:
 
 
 def unit(vectors: Floats) -> Floats:
-    """Each row divided by its norm; 0 where it has none to speak of."""
+    """Each row divided by its norm; 0 where it has none to speak of, or none that is finite."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(norms > _SHORTEST, vectors / np.maximum(norms, _SHORTEST), 0.0)
+    clear = (norms > _SHORTEST) & np.isfinite(norms)
+    return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=clear), np.float64)
 
 
 def _without(direction: Floats, columns: Floats) -> Floats:

@@ -214,7 +214,7 @@ class PrivateALS(Recommender):
         for name, least, most, closed in (
             ("counts_share", 0.0, 1.0, False),
             ("count_exponent", 0.0, 1.0, True),
-            ("unobserved_weight", 0.0, 1e6, False),
+            ("unobserved_weight", 1e-6, 1e6, False),
         ):
             value = getattr(self, name)
             if value is None and name == "unobserved_weight":
