@@ -1,4 +1,4 @@
-"""Models from private statistics: paid for first, right without noise, popularity where noise hides the rest."""
+"""Models from private statistics: paid for first, right without noise, popularity where noise hides all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recsys_budget.models import (
     item_model,
     recommend_model,
 )
-from recsys_budget.models._denoise import leave_one_out, least_squares, prior_weights, shrink
+from recsys_budget.models._denoise import least_squares, leave_one_out, prior_weights, shrink
 from recsys_budget.models._relations import centred, relations
 from recsys_budget.privacy import (
     GaussianMechanism,

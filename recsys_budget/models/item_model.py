@@ -74,9 +74,9 @@ class PrivateItemModel(StatisticsModel):
       numeric attribute (year, length) may go together. How much they do is estimated from the matrix, a
       number a relation, and is the prior mean of the matrix (``models/_relations.py``). Items of one provider
       are recommended for each other outside the head too.
-    * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise: that of the
-      release, and that of other users having been there instead. Where nothing stands out the model is the
-      popularity of the counts, exactly, and says so.
+    * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise: that of
+      the release, and that of other users having been there instead. Where nothing stands out the model is
+      the popularity of the counts, exactly, and says so.
     * *Prediction.* The best linear prediction of each item from the others (``"ease"``), or of the row
       without its noise (``"pca"``). The ridge penalty is no constant either: what of an item's variance is
       its own, plus half the largest eigenvalue of the noise.
