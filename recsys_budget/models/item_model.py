@@ -19,8 +19,8 @@ from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, Pri
 # Of the published rule, docs/choosing_a_model.md: derived by benchmarks/rule.py.
 _HEAD_FACTOR = 8.0
 _COUNTS_FACTOR, _MOST_FOR_COUNTS = 8.0, 0.75
-# Time grows with the cube of the head: this many take about a minute.
-_MOST_ITEMS = 4000
+# Time grows with the cube of the head: this many take about half a minute.
+_MOST_ITEMS = 3000
 # Items are divided by their count to this power: rarer items then move the matrix nearly as popular ones do.
 _EXPONENT = 0.25
 # What is predicted from shrunken estimates is too small beside popularity, by about this factor.
@@ -40,7 +40,7 @@ def head_size(declared_users: int, n_items: int, noise_multiplier: float) -> int
         noise_multiplier: Of the Gram matrix.
 
     Returns:
-        At least 1, and at most 4,000, which bounds the time that ``fit`` takes.
+        At least 1, and at most 3,000, which bounds the time that ``fit`` takes.
     """
     wanted = round(_HEAD_FACTOR * math.sqrt(declared_users / noise_multiplier))
     return max(1, min(wanted, n_items, _MOST_ITEMS))
@@ -74,8 +74,9 @@ class PrivateItemModel(StatisticsModel):
       numeric attribute (year, length) may go together. How much they do is estimated from the matrix, a
       number a relation, and is the prior mean of the matrix (``models/_relations.py``). Items of one provider
       are recommended for each other outside the head too.
-    * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise. Where
-      nothing stands out the model is the popularity of the counts, exactly, and says so.
+    * *Denoising.* What remains is shrunk eigenvalue by eigenvalue, by the known size of the noise: that of
+      the release, and that of other users having been there instead. Where nothing stands out the model is
+      the popularity of the counts, exactly, and says so.
     * *Prediction.* The best linear prediction of each item from the others (``"ease"``), or of the row
       without its noise (``"pca"``). The ridge penalty is no constant either: what of an item's variance is
       its own, plus half the largest eigenvalue of the noise.
@@ -168,7 +169,10 @@ class PrivateItemModel(StatisticsModel):
         shares = counts / max(np.maximum(counts[head], 0.0).sum(), noise)
         weights, scale = known**-_EXPONENT, known ** (0.5 - _EXPONENT)
         self.gram_ = queries.unit_gram(
-            mixing, items=catalogue.ids[head].tolist(), weights=weights[head], centre=np.maximum(shares[head], 0.0)
+            mixing,
+            items=catalogue.ids[head].tolist(),
+            weights=weights[head],
+            centre=np.maximum(shares[head], 0.0),
         )
         # Released with the smallest weight as the unit; scale and weights enter below by their ratios alone.
         self._head, self._shares_of_all = head, shares.astype(np.float32)
@@ -193,13 +197,17 @@ class PrivateItemModel(StatisticsModel):
         prior = np.outer(inner, inner) * sum(
             (coefficients[name] * relation for name, relation in known.items()), np.zeros_like(gram)
         )
-        found, self.rank_ = shrink(gram - prior, noise)
+        # A matrix of N other users would differ too: each adds one of norm 1, so by N / n**2 in an entry's
+        # variance, and the trace is about N.
+        chance = max(np.trace(gram), 0.0) / len(head) ** 2
+        unsure = math.sqrt(noise**2 + chance)
+        found, self.rank_ = shrink(gram - prior, unsure)
         signal = found + prior
         self.personalised_ = self.rank_ > 0 or any(coefficients.values())
         variance = max(np.trace(gram), noise) / (inner @ inner)
         self.correlations_ = {name: float(b / variance) for name, b in coefficients.items()}
         own = max(np.trace(gram) - np.trace(signal), 0.0) / (inner @ inner)
-        rest = np.maximum(own * scale**2 + noise * math.sqrt(len(head)), 1e-12)
+        rest = np.maximum(own * scale**2 + unsure * math.sqrt(len(head)), 1e-12)
         solve = leave_one_out if self.method == "ease" else least_squares
         linear = _GAIN * solve(signal, rest[head]) * (weights[head][:, None] / weights[head])
         self._weights = linear.astype(np.float32)

@@ -23,8 +23,7 @@ def recommend_model(
     hides one of them. Below 100 the answer is :class:`PrivatePopularity`; from there on
     :class:`PrivateItemModel` with its defaults, whose head grows with the square root of the same ratio and
     which falls back to popularity by itself where nothing stands out. The same for all datasets;
-    ``docs/choosing_a_model.md`` has the reasons,
-    and what it was derived on.
+    ``docs/choosing_a_model.md`` has the reasons, and what it was derived on.
 
     Args:
         declared_users: About how many users there are, as publicly known.
