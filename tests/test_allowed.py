@@ -262,6 +262,15 @@ class Weighted(nn.Module):
         return self.layer(rows) * self.scale
 
 
+class TwoArguments(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(N, N), nn.Linear(N, N)
+
+    def forward(self, rows, scale=2.0):
+        return self.two(self.one(rows)) * scale
+
+
 def shared():
     module = nn.Sequential(nn.Linear(N, N), nn.Linear(N, N))
     module[1].weight = module[0].weight
@@ -391,6 +400,11 @@ REFUSED = {
         "cannot be read",
     ),
     "two outputs": (lambda: Own(lambda self, rows: (self.one(rows), self.two(rows))), "one tensor"),
+    "two arguments": (TwoArguments, "one argument"),
+    "a layer called by keyword": (
+        lambda: Own(lambda self, rows: self.two(self.one(input=rows))),
+        "with one tensor",
+    ),
     "unused layer": (lambda: Own(unused), "never uses"),
     "dead branch": (
         lambda: Own(lambda self, rows: (self.two(rows), self.one(rows))[1]),
