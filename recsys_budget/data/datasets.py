@@ -22,6 +22,7 @@ from recsys_budget.errors import DataError, SpecificationError
 
 _RATINGS = ("userId", "movieId", "rating", "timestamp")
 _MOVIES = ("movieId", "title", "genres")
+_YEAR = r"\((\d{4})\)\s*$"  # titles end in the year, but for a few
 _GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -230,9 +231,15 @@ def _movielens(
     ratings: DelimitedFile, movies: DelimitedFile, frame: pd.DataFrame, genres: Sequence[str] | None = None
 ) -> Interactions:
     frame["genres"] = frame["genres"].replace("(no genres listed)", "")
+    frame["year"] = frame["title"].str.extract(_YEAR, expand=False).astype(np.float64)
     with movies.located():
         catalogue = ItemCatalogue.from_frame(
-            frame, item="movieId", categories="genres", provider=None, category_names=genres
+            frame,
+            item="movieId",
+            categories="genres",
+            provider=None,
+            category_names=genres,
+            attributes=("year",),
         )
     table = ratings.read()
     with ratings.located():
