@@ -91,9 +91,8 @@ class PrivateAutoencoder(Recommender):
     1. Noisy item counts, which start the output bias at log popularity. Each user adds a vector of Euclidean
        norm at most 1 (the row divided by its norm), so that is the sensitivity.
     2. With ``start="gram"``, a noisy Gram matrix of the items that the counts put first, of sensitivity 1.
-    What
-       stands out from its noise is where both layers start (:mod:`~recsys_budget.models.warm_start`). Where
-       nothing does, they start at random.
+       What stands out from its noise is where both layers start (:mod:`~recsys_budget.models.warm_start`).
+       Where nothing does, they start at random.
     3. DP-SGD on the multinomial loss of Liang et al. (2018), a user's row being both input and target. Each
        sampled user's gradient is clipped; steps stop before the one that would pass the cap.
 

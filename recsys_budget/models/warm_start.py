@@ -18,8 +18,8 @@ from recsys_budget.privacy import GaussianMechanism, NoiseSource, release_sum
 # Items of a Gram matrix count as their popularity to the power of minus this: between counting users, where a
 # few items are everything, and counting shares, where the noise of rare items is (Krichene et al. 2023).
 _WEIGHT = 0.25
-# Users for each item of the head and each unit of noise; least and most items of it.
-_USERS_PER_ITEM, _FEWEST, _MOST = 10.0, 50, 2000
+# Items of the head for each unit of the root of users over noise; least and most of them.
+_HEAD, _FEWEST, _MOST = 8.0, 50, 2000
 # Unit rows are rounded down to multiples of this. Products of two are then multiples of 2**-26, which float64
 # adds without error up to 2**27 users.
 _GRID = 2.0**-13
@@ -34,10 +34,10 @@ def log_popularity(counts: NDArray[np.float64], noise: float) -> NDArray[np.floa
 def head_of(bias: NDArray[np.float64], declared_users: int, noise: float) -> NDArray[np.intp]:
     """The most popular items, as many as the noise of their Gram matrix allows; ties by the catalogue.
 
-    One item for every ``10 * noise`` declared users, but 50 to 2,000: the largest eigenvalue of the noise
-    grows with the root of the number of items, and so does less than what the users of one more item add.
+    With u declared users and noise multiplier s there are 8 sqrt(u / s) of them, but 50 to 2,000: the largest
+    eigenvalue of the noise grows as the root of s**2 times their number, and a rarer item adds less and less.
     """
-    size = max(_FEWEST, min(_MOST, round(declared_users / (_USERS_PER_ITEM * noise))))
+    size = max(_FEWEST, min(_MOST, round(_HEAD * math.sqrt(declared_users / noise))))
     return np.argsort(-bias, kind="stable")[:size]
 
 
@@ -92,9 +92,10 @@ def warm_factors(
 ) -> NDArray[np.float64]:
     """Factors from a noisy Gram matrix.
 
-    Symmetric noise of standard deviation s off the diagonal has eigenvalues up to e = 2 s sqrt(n). An
-    eigenvalue y above e is shrunk to sqrt(y**2 - e**2), which has the least squared error (Gavish and Donoho
-    2017); the rest is dropped. The first eigenvector is popularity, which the bias has. The others are scaled
+    Symmetric noise of standard deviation s off the diagonal has eigenvalues up to about e = 2 s sqrt(n), and
+    less than once in a thousand times one above e (1 + 2 n**(-2/3)) (Tracy and Widom 1996). An eigenvalue y
+    above that is shrunk to sqrt(y**2 - e**2), which has the least squared error (Gavish and Donoho 2017); the
+    rest is dropped. The first eigenvector is popularity, which the bias has. The others are scaled
     together so that, over users and items of the head, logits move by 1 in root mean square: a factor of e is
     what popularity and taste differ by when neither rules.
 
@@ -111,12 +112,13 @@ def warm_factors(
         are no columns where nothing stands out.
 
     References:
-        Gavish and Donoho (2017), arXiv:1405.7511.
+        Gavish and Donoho (2017), arXiv:1405.7511. Tracy and Widom (1996), arXiv:solv-int/9509007.
     """
     n = len(head)
     edge = noise * math.sqrt(2 * n)
     values, vectors = linalg.eigh(gram, check_finite=False)
-    shrunk = np.sqrt(np.maximum(values**2 - edge**2, 0.0)) * (values > 0)
+    stands_out = values > edge * (1 + 2 * n ** (-2 / 3))
+    shrunk = np.sqrt(np.maximum(values**2 - edge**2, 0.0)) * stands_out
     taste = np.flatnonzero(shrunk[:-1])[-n_factors:]
     factors = np.zeros((len(bias), len(taste)))
     if len(taste):
