@@ -224,6 +224,21 @@ def test_rounding_is_no_way_round_the_bound(make):
             assert sensitivity(module, total, row, max_grad_norm=clip) <= 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_a_user_whose_loss_is_steep_without_bound_is_left_out_and_nobody_else(value):
+    """Activations are ordinary here: only the gradient gives it away."""
+
+    def steep(outputs, row):
+        return squared(outputs, row) * (1 + value * (row[0] > 0)) * (1 + value * (row[0] > 0))
+
+    rows = some_rows()
+    assert 0 < int(rows[:, 0].sum()) < len(rows)
+    with_them, without = (
+        clipped_sum(fixed(Residual), steep, of, CLIP) for of in (rows, rows[rows[:, 0] == 0])
+    )
+    torch.testing.assert_close(with_them, without, rtol=1e-5, atol=1e-6)
+
+
 def test_a_double_precision_module_is_trained_in_double_precision():
     ours = clipped_sum(fixed(Residual).double(), squared, some_rows(), 0.1)
     reference = brute_force(fixed(Residual).double(), squared, some_rows().double(), 0.1)
@@ -400,6 +415,10 @@ REFUSED = {
         "cannot be read",
     ),
     "two outputs": (lambda: Own(lambda self, rows: (self.one(rows), self.two(rows))), "one tensor"),
+    "something else than a number": (
+        lambda: Own(lambda self, rows: self.two(self.one(rows)) * (2.0, 3.0)),
+        "rows and numbers only",
+    ),
     "two arguments": (TwoArguments, "one argument"),
     "a layer called by keyword": (
         lambda: Own(lambda self, rows: self.two(self.one(input=rows))),

@@ -19,6 +19,7 @@ from recsys_budget.audit import (
     one_item_users,
     own_likelihood,
 )
+from recsys_budget.audit.membership import _attack
 from recsys_budget.data import Interactions, ItemCatalogue, SyntheticSpec, make_interactions
 from recsys_budget.errors import NumericalError, SpecificationError
 from recsys_budget.models import EASE, Popularity, PrivateAutoencoder, PrivateTrainer
@@ -264,6 +265,13 @@ def test_likelihood_and_ranks_against_outside_functions(two_sides):
     assert len(own_likelihood(model, members.take_users([]))) == 0
     empty = members.where(members.rows != 0)
     assert own_likelihood(model, empty)[0] == 0
+
+
+def test_the_advantage_is_measured_where_the_threshold_was_not_chosen():
+    """Else the best of many thresholds would look like an advantage where there is none."""
+    rng = np.random.default_rng(0)
+    advantages = [_attack(rng.random(20), rng.random(20)).advantage for _ in range(400)]
+    assert abs(np.mean(advantages)) < 0.04  # a standard error of 0.01; by the same half it is above 0.3
 
 
 def test_arguments_of_the_membership_test(two_sides):

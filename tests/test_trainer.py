@@ -16,7 +16,14 @@ from recsys_budget.errors import BudgetExceededError, SensitivityError, Specific
 from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import Popularity, PrivateAutoencoder, PrivateTrainer
 from recsys_budget.models import trainer as trainer_module
-from recsys_budget.privacy import PrivacyBudget, PrivacyLedger, Receipt, Reservation, SampledGaussianMechanism
+from recsys_budget.privacy import (
+    PrivacyBudget,
+    PrivacyLedger,
+    Receipt,
+    Reservation,
+    SampledGaussianMechanism,
+    SystemNoise,
+)
 from recsys_budget.training import UnitRows, graph_sum, sensitivity
 
 BUDGET = PrivacyBudget(8.0, 1e-5)
@@ -115,6 +122,24 @@ def test_order_is_check_reserve_read(split, monkeypatch):
     events.clear()
     trainer(steps=1).fit(split.train, ledger=PrivacyLedger(BUDGET))
     assert events == ["check", "register", "reserve", "matrix", "use"]
+
+
+def test_training_gets_the_constants_and_never_the_true_number_of_users(split, monkeypatch):
+    passed = {}
+    train = trainer_module.train_private
+
+    def spy(*arguments, **keywords):
+        passed.update(keywords)
+        return train(*arguments, **keywords)
+
+    monkeypatch.setattr(trainer_module, "train_private", spy)
+    model = trainer(steps=2, declared_users=1000, sample_rate=0.2, max_grad_norm=0.7, learning_rate=0.03)
+    model.fit(split.train, ledger=PrivacyLedger(BUDGET))
+    assert passed["expected_batch_size"] == 0.2 * 1000
+    assert (passed["max_grad_norm"], passed["learning_rate"]) == (0.7, 0.03)
+    assert passed["mechanism"].steps == 2
+    assert passed["mechanism"].sample_rate == 0.2
+    assert isinstance(passed["noise"], SystemNoise)
 
 
 def refused(model, split, error):
