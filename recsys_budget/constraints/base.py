@@ -306,7 +306,7 @@ _ROWS: WeakKeyDictionary[ItemCatalogue, dict[Hashable, sparse.csr_array]] = Weak
 
 
 def item_rows(constraint: ItemConstraint, catalogue: ItemCatalogue) -> sparse.csr_array:
-    """The rule's ``item_rows``, worked out once a catalogue, unless very many rules were asked about since."""
+    """The rule's ``item_rows``, worked out once a catalogue unless many others were since."""
     known = _ROWS.setdefault(catalogue, {})
     if constraint not in known:
         if len(known) >= _KEPT:  # a slider makes a new rule at each move
