@@ -114,6 +114,13 @@ class Prices:
         if last.feasible is not False:
             return kept, False, False
         proven = True
+        pair = self._crossed(kept)
+        if pair is not None:
+            # A ceiling alone can be met by slates of some size; the floor must be shown to be.
+            floor = self._of({pair[0]} | self.sizes)
+            if floor.feasible is not False:
+                return set(pair), True, bool(floor.feasible)
+            kept, last = {pair[0]} | self.sizes, floor
         # Quotas seldom matter: all at once, then one by one, then the sums.
         alone = {i for i in kept if self.rules[i].scope == "population"} | self.sizes
         if self._still(alone, last.ray):
@@ -128,9 +135,6 @@ class Prices:
                 kept, last = rest, verdict
             elif verdict.feasible is None:
                 proven = False
-        crossed = Together.of([self.rules[i] for i in sorted(kept)], self.population)
-        if crossed is not None and crossed.crossed:
-            kept = kept - self.sizes  # whatever the size
         return kept, True, proven
 
     def least(self, others: Set[int], owner: int) -> Move | None:
@@ -176,6 +180,16 @@ class Prices:
                 return None
             moved = trial
         return None
+
+    def _crossed(self, kept: Set[int]) -> tuple[int, int] | None:
+        """The rules of these that bound some sum from below and above, with nothing between."""
+        asked = sorted(kept)
+        together = Together.of([self.rules[i] for i in asked], self.population)
+        if together is None or not together.crossed:
+            return None
+        owners = [self.rules[i].name for i in asked]
+        floor, ceiling = (asked[owners.index(name)] for name in together.crossed)
+        return floor, ceiling
 
     def _of(self, kept: Set[int]) -> Verdict:
         return self.verdict([self.rules[i] for i in sorted(kept)])

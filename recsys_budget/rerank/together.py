@@ -58,10 +58,10 @@ class Together:
 
     @property
     def crossed(self) -> tuple[str, ...]:
-        """Names of two rules that bound the same sum, with nothing between; empty without."""
+        """Names of the rules that bound a sum from below and above, with nothing between; empty without."""
         lower, upper = self.limits(self.sums.lower, self.sums.upper)
         crossed = np.flatnonzero(lower > upper)
-        return self._named(self.sums.owners[:, crossed[0]]) if len(crossed) else ()
+        return tuple(self.rules[at].name for at in self.sums.owners[:, crossed[0]]) if len(crossed) else ()
 
     @property
     def rows(self) -> PopulationRows:
