@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from test_route_coupled import population, random_instance
 
 from recsys_budget.constraints import (
@@ -35,6 +36,7 @@ from recsys_budget.rerank import (
     Novelty,
     Objective,
     Reranker,
+    Scores,
     Slates,
 )
 from recsys_budget.rerank.routes import laminar, oracle
@@ -278,3 +280,26 @@ def test_blocks_change_no_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gains(relevance, offsets, worth)
     monkeypatch.setattr("recsys_budget.constraints.engagement._ROWS", 37)
     assert np.array_equal(gains(relevance, offsets, worth), whole)
+
+
+@pytest.mark.parametrize("n", [None, 4])
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array, sparse.csc_array, sparse.coo_array])
+def test_blocks_change_no_scores(monkeypatch: pytest.MonkeyPatch, kind: Any, n: int | None) -> None:
+    rng = np.random.default_rng(1)
+    matrix = rng.integers(1, 9, (30, 12)).astype(np.float32)
+    if kind is np.asarray:
+        matrix[rng.random(matrix.shape) < 0.3] = -np.inf
+    else:
+        matrix[rng.random(matrix.shape) < 0.3] = 0.0
+    given = Scores(kind(matrix), rng.permutation(30), n)
+    whole = given.rows(12)
+    monkeypatch.setattr("recsys_budget.rerank.scores._CELLS", 40)
+    for one, other in zip(given.rows(12), whole, strict=True):
+        assert np.array_equal(one, other)
+    for u, user in enumerate(whole[0]):  # against a plain sort
+        row = matrix[list(given.users).index(int(user))]
+        there = np.flatnonzero(np.isfinite(row) if kind is np.asarray else row)
+        best = there[np.argsort(-row[there], kind="stable")][:n]
+        mine = slice(whole[1][u], whole[1][u + 1])
+        assert whole[2][mine].tolist() == best.tolist()
+        assert whole[3][mine].tolist() == row[best].tolist()

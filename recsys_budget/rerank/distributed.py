@@ -71,14 +71,12 @@ def rerank_distributed(
     With ``p`` parts a round moves about ``8 p n_items`` bytes. Parts keep what they work with between rounds;
     where one is lost and made again, answers stay the same.
 
-    Dask::
+    Dask, each user's rows in one part::
 
-        candidates.shuffle(on="user").to_delayed()  # each user's rows in one part
-        rerank_distributed(
-            client.compute(delayed), map=client.map, gather=client.gather, reranker=..., catalogue=...
-        )
+        parts = client.compute(candidates.shuffle(on="user").to_delayed())
+        rerank_distributed(parts, map=client.map, gather=client.gather, reranker=..., catalogue=...)
 
-    A pool of processes, to which parts travel each round::
+    A pool of processes or threads; to processes, parts travel each round::
 
         rerank_distributed(frames, map=pool.map, reranker=..., catalogue=...)
 
