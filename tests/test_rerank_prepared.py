@@ -40,6 +40,7 @@ from recsys_budget.rerank import (
     Slates,
 )
 from recsys_budget.rerank.routes import laminar, oracle
+from recsys_budget.rerank.routes.answers import Exchanges
 from recsys_budget.rerank.routes.laminar import LaminarTree, looser, solve_laminar
 from recsys_budget.rerank.routes.oracle import Oracle
 
@@ -261,6 +262,11 @@ def test_parts_add_up_to_the_whole_exactly(seed: int) -> None:
         assert one.gain == sum(part.gain for part in some)
         assert one.users == sum(part.users for part in some)
         assert np.array_equal(one.counts, sum(part.counts for part in some))
+        free = Exchanges.of_all([part.exchanges(prices, 0.5, every) for part in parts])
+        listed = whole.exchanges(prices, 0.5, every)
+        assert all(np.array_equal(getattr(free, each), getattr(listed, each)) for each in vars(listed))
+        drawn = [part.exchanges(prices, 0.5, every, 300) for part in parts]
+        assert np.array_equal(Exchanges.of_all(drawn).cost, whole.exchanges(prices, 0.5, every, 300).cost)
     # Rounding up is what makes the sum a bound, and it is no more than rounding.
     exact = float(np.sort(net_gains(whole, prices)).sum())
     priced = whole.best(prices)

@@ -171,6 +171,8 @@ class Prices:
             steps = 1.0 if whole else _NUDGE
             if verdict.ray is not None:
                 settles = self._settles(rest, moved, looser, verdict.ray)
+                if settles == 0.0 and rule.scope == "population":
+                    return None  # the others conflict by themselves
                 steps = max(steps, math.ceil(settles - 1e-6) if whole else settles + _NUDGE)
             elif not whole:
                 steps = max(steps, 0.25 * move / step)
