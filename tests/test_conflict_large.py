@@ -184,3 +184,14 @@ def test_twenty_rules_leave_the_two_that_conflict() -> None:
         "a lot",
         "as much",
     }
+
+
+def test_what_one_proof_does_not_spare_another_does(monkeypatch) -> None:
+    monkeypatch.setattr("recsys_budget.rerank.divergence.Prices._still", lambda self, kept, ray: False)
+    extra = [ProviderMinimum(share=0.23), ProviderMaximum(share=0.5), StockMaximum(200)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Together, "conflict", lambda self, ray: tuple(rule.name for rule in self.rules))
+        conflict = outcome([*FAIR, *extra])
+    assert conflict is not None
+    assert set(conflict) == {"exactly 5 items", "exposure of each provider at least 23%"}
+    assert conflict.proven
