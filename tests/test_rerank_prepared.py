@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from test_route_coupled import population, random_instance
@@ -240,21 +240,22 @@ def test_looser_quotas_are_worth_what_a_fresh_search_finds(seed: int, compiled: 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_parts_add_up_to_the_whole_exactly(seed: int) -> None:
-    offsets, gain, items, tree, fixed = random_instance(seed, ties=seed % 2 == 0, n_users=14)
+    every_one = random_instance(seed, ties=seed % 2 == 0, n_users=30)
+    served = np.flatnonzero(solve_laminar(*every_one[:4], fixed=every_one[4]).feasible)
+    assume(len(served) >= 5)
+    offsets, gain, items, tree, fixed = part_of(every_one, served)
+    n_users = len(served)
     whole = Oracle(offsets, gain, items, tree, fixed=fixed)
-    if len(whole.users) < 14:
-        return
     rng = np.random.default_rng(seed)
     prices = 10.0 ** rng.integers(-6, 7) * rng.normal(size=len(tree.leaf_of_item))
-    which = rng.integers(0, 4, 14)
+    which = rng.integers(0, 4, n_users)
     in_units = whole.units(prices)
     parts = []
     for part in range(4):
         users = np.flatnonzero(which == part)
-        rows = np.concatenate([np.arange(offsets[u], offsets[u + 1]) for u in users] or [np.zeros(0, int)])
-        cut = np.concatenate([[0], np.cumsum(np.diff(offsets)[users])])
-        alone = Oracle(cut, gain[rows], items[rows], tree, fixed=fixed[rows])
-        parts.append(alone.among(users, whole.largest, 14))
+        alone = part_of((offsets, gain, items, tree, fixed), users)
+        parts.append(Oracle(*alone[:4], fixed=alone[4]).among(users, whole.largest, n_users))
+    within = 0.5 * (whole.largest + np.abs(prices).max())
     for every in (1, 2, 5):
         one = whole.sums(prices, every, in_units)
         some = [part.sums(prices, every, in_units) for part in parts]
@@ -262,16 +263,24 @@ def test_parts_add_up_to_the_whole_exactly(seed: int) -> None:
         assert one.gain == sum(part.gain for part in some)
         assert one.users == sum(part.users for part in some)
         assert np.array_equal(one.counts, sum(part.counts for part in some))
-        free = Exchanges.of_all([part.exchanges(prices, 0.5, every) for part in parts])
-        listed = whole.exchanges(prices, 0.5, every)
+        free = Exchanges.of_all([part.exchanges(prices, within, every) for part in parts])
+        listed = whole.exchanges(prices, within, every)
         assert all(np.array_equal(getattr(free, each), getattr(listed, each)) for each in vars(listed))
-        drawn = [part.exchanges(prices, 0.5, every, 300) for part in parts]
-        assert np.array_equal(Exchanges.of_all(drawn).cost, whole.exchanges(prices, 0.5, every, 300).cost)
+        drawn = [part.exchanges(prices, within, every, 300) for part in parts]
+        assert np.array_equal(Exchanges.of_all(drawn).cost, whole.exchanges(prices, within, every, 300).cost)
     # Rounding up is what makes the sum a bound, and it is no more than rounding.
     exact = float(np.sort(net_gains(whole, prices)).sum())
     priced = whole.best(prices)
     assert exact <= priced.value + 1e-12 * abs(exact)
-    assert priced.value <= exact + 1e-10 * (whole.largest + np.abs(prices).max()) * 14 * tree.k
+    assert priced.value <= exact + 1e-10 * (whole.largest + np.abs(prices).max()) * n_users * tree.k
+
+
+def part_of(instance: Any, users: np.ndarray) -> Any:
+    """Some of the users."""
+    offsets, gain, items, tree, fixed = instance
+    rows = np.concatenate([np.arange(offsets[u], offsets[u + 1]) for u in users] or [np.zeros(0, int)])
+    cut = np.concatenate([[0], np.cumsum(np.diff(offsets)[users])])
+    return cut, gain[rows], items[rows], tree, fixed[rows]
 
 
 def net_gains(asked: Oracle, prices: np.ndarray) -> list[float]:
