@@ -150,6 +150,7 @@ def test_tables_shaped_by_unpaid_reads_and_strangers_cost_nothing(split, make):
     with pytest.raises(SpecificationError, match="vocabulary was read"):
         make().fit(Interactions.from_frame(split.train.to_frame()), ledger=ledger)
     assert ledger.spent == 0
+    assert "reservation" not in ledger.history()["event"].tolist()
 
 
 def test_people_of_another_population_are_refused_before_anything_is_spent(split, tmp_path):
@@ -159,6 +160,7 @@ def test_people_of_another_population_are_refused_before_anything_is_spent(split
     with pytest.raises(PopulationError):
         MODELS["ease"]().fit(split.train, ledger=two)
     assert two.spent == 0
+    assert two.history()["event"].tolist().count("reservation") <= 1  # the other population's
 
 
 @EACH_MODEL
