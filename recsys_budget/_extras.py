@@ -11,6 +11,7 @@ _PACKAGES = {
     "train": ("torch", "opacus", "dp_accounting"),
     "metrics": ("ranx",),
     "notebook": ("ipywidgets", "anywidget"),
+    "compare": ("implicit",),
 }
 
 
@@ -19,7 +20,7 @@ def extra(name: str) -> Iterator[None]:
     """Import optional packages inside this block.
 
     Args:
-        name: The extra that the imported packages belong to: ``"train"``, ``"metrics"`` or ``"notebook"``.
+        name: The extra that the imported packages belong to, such as ``"train"``.
 
     Raises:
         MissingExtraError: One of the extra's packages is not installed. Any other missing module is a bug

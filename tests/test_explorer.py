@@ -256,7 +256,7 @@ def along(split, rules):
             steps=10,
             n_factors=4,
             noise_multiplier=4.0,
-            epsilon_path=(0.5, 1.0, epsilon),
+            epsilons=(0.5, 1.0, epsilon),
             progress=False,
         ).fit(split.train, ledger=ledger)
         return frontier(

@@ -43,7 +43,7 @@ def frontier(
 
     Three things can be swept:
 
-    * ``"epsilon"``: along the path that one private training run kept (``epsilon_path``), so the whole
+    * ``"epsilon"``: along the path that one private training run kept (its ``epsilons``), so the whole
       frontier costs what the run cost. Each point is the ``metric`` of the model's lists on held-out users,
       or of their slates where there is a re-ranker. It is **not private**: it reads those users' data without
       spending.
@@ -208,10 +208,11 @@ def _over_epsilon(
     metric: str,
     progress: bool,
 ) -> Frontier:
-    served, reranker, path = basis.over, basis.reranker, getattr(basis.source, "path_", ())
+    served, reranker, model = basis.over, basis.reranker, basis.source
+    path = model.epsilon_path() if hasattr(model, "epsilon_path") else ()
     if not path:
         raise SpecificationError(
-            "this model kept no path; fit it with epsilon_path=(...), each value within the cap"
+            "this model kept no path; fit it with epsilons=(...), each value within the cap"
         )
     if not isinstance(served, Interactions) or held_out is None:
         raise SpecificationError(

@@ -14,7 +14,7 @@ from recsys_budget.privacy.accounting import (
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
-from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
+from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, drawn_ahead, release_sum
 from recsys_budget.privacy.noisy import NoisyGram, NoisyValues
 from recsys_budget.privacy.planner import BudgetPlan, Use, plan_budget
 from recsys_budget.privacy.queries import PrivateQueries
@@ -38,6 +38,7 @@ __all__ = [
     "SeededNoise",
     "SystemNoise",
     "Use",
+    "drawn_ahead",
     "epsilon",
     "filter_epsilon",
     "filter_order",

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import NamedTuple, Protocol
@@ -189,6 +192,51 @@ class SystemNoise:
         if len(again):
             drawn[again] = self._block(len(again))
         return drawn
+
+
+@contextmanager
+def drawn_ahead(noise: NoiseSource, size: int) -> Iterator[NoiseSource]:
+    """Draw normal numbers on a thread of their own, while the sum that they are for is being computed.
+
+    Noise depends on no user, so when it is drawn changes nothing of what a release promises. The thread ends
+    with the block: none is alive where a process forks between two blocks, and nothing drawn is kept.
+
+    Args:
+        noise: The source to draw from; its uniform numbers stay to be had.
+        size: How many numbers.
+
+    Yields:
+        A source that hands out these numbers, once and all together.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        yield _Drawn(noise, size, pool.submit(noise.normal, size))
+
+
+class _Drawn:
+    """See :func:`drawn_ahead`."""
+
+    def __init__(self, noise: NoiseSource, size: int, numbers: Future[NDArray[np.float64]]) -> None:
+        self._noise, self._size = noise, size
+        self._numbers: Future[NDArray[np.float64]] | None = numbers
+
+    @property
+    def private(self) -> bool:
+        """As the source they were drawn from."""
+        return self._noise.private
+
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        """See :class:`NoiseSource`."""
+        return self._noise.uniform(size)
+
+    def normal(self, size: int) -> NDArray[np.float64]:
+        """The numbers drawn ahead; twice the same noise would cancel, so they are gone afterwards."""
+        numbers, self._numbers = self._numbers, None
+        if numbers is None or size != self._size:
+            raise SpecificationError(
+                f"{self._size} numbers were drawn ahead, to be used once; {size} were asked for"
+                + (" after that" if numbers is None else "")
+            )
+        return numbers.result()
 
 
 class _Cells(NamedTuple):
