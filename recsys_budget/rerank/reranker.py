@@ -317,8 +317,8 @@ class Reranker:
             named = ", ".join(repr(rule.name) for rule in self._rules if rule.scope == "population")
             raise SpecificationError(
                 f"{named}: constraints about all slates make each user's slate depend on the candidates of "
-                "all the others, and a ledger governs that data. Drop them, or leave the ledger out and call "
-                "the result not private"
+                "all the others, and a ledger governs that data. Take PrivateReranker, which pays for it; or "
+                "drop them; or leave the ledger out and call the result not private"
             )
 
     def _require_slates(
