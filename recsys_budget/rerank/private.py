@@ -281,7 +281,7 @@ class PrivateReranker:
         inside = proof.margins(self.declared_users) + proof.quantile * room
         ascent = DualAscent(release, inside, self.declared_users, proof.gain / k)
         chosen = np.full((len(table), k), -1, np.int32)
-        mean = np.zeros(len(loads.bounds))
+        total = np.zeros(len(loads.bounds))
         reservation.use(release.mechanism)
         gains = Gains.of(self.objective, table)
         assert gains is not None, "looked at before anything was spent"
@@ -295,9 +295,10 @@ class PrivateReranker:
             counts = oracle.best(loads.item_prices(ascent.prices)).counts[0]
             now = np.flatnonzero(oracle.feasible & (drawn == at))
             chosen[now] = oracle.chosen[now]
-            mean += ascent.prices * (at >= first) / (self.rounds - first)
+            total += ascent.prices * (at >= first)
             ascent.learn(*release.noisy(counts, of_users, noise))
         reservation.use(proof.release.mechanism)
+        mean = np.minimum(total / (self.rounds - first), loads.bounds.weight)
         prices = loads.item_prices(mean)
         low, high = proof.limits(prices)
         oracle.best(prices)
@@ -308,7 +309,7 @@ class PrivateReranker:
         shown = table.chosen_items(slates)
         counts = np.bincount(shown[shown >= 0], minlength=len(table.catalogue))
         of_users = np.stack(
-            [np.ones(len(served)), reached / proof.gain, (net - low) / (high - low) + ROUNDED_DOWN]
+            [np.ones(len(served)), reached / proof.gain, (net - low) / (high - low) + 2.0 * ROUNDED_DOWN]
         )
         return slates, mean, proof.release.noisy(counts, of_users, noise)
 
