@@ -238,7 +238,7 @@ ADVERSARIES = {
     "rules",
     [
         (ProviderMinimum(share=0.1), ProviderMaximum(share=0.6)),
-        (TotalMaximum("cost", 900.0), StockMaximum(250)),
+        (TotalMaximum("cost", 2e4), StockMaximum(2500)),
         (Soft(GroupParity("x", tolerance=0.5), 5.0), Soft(FLOOR, 0.2)),
     ],
 )
@@ -303,7 +303,8 @@ def test_each_release_is_taken_before_candidates_are_looked_at(monkeypatch):
     reranker = private(rounds=6)
     book = ledger()
     reranker.rerank(people(400), CATALOGUE, ledger=book)
-    assert looks == [1, 1, 2, 3, 4, 5, 6, 7]
+    assert looks[:7] == [1, 1, 2, 3, 4, 5, 6]
+    assert set(looks[7:]) == {7}
     assert tuple(taken) == reranker.mechanisms(1.0)
 
 
@@ -374,6 +375,7 @@ class OwnRule(PopulationConstraint):
         (lambda: private(ProviderMinimum(share=0.3), ProviderMaximum(share=0.31), noise=3.0), "room for"),
         (lambda: private(ProviderMinimum(share=0.329), noise=1.0), "room for"),  # floors add up to all places
         (lambda: private(FLOOR, users=10, noise=2.0), "room for"),
+        (lambda: private(StockMaximum(101), noise=0.5), "together"),  # ceilings leave no place free
         (lambda: private(FLOOR, noise=0.06), None),
     ],
 )
@@ -577,6 +579,19 @@ def test_an_unproven_bound_says_what_was_spent_and_what_would_help():
     assert abs(certificate.bounds["load"][0]) < 4.5 * certificate.bounds["margin"][0]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_users_who_are_all_alike_are_sent_to_different_rounds(seed):
+    """All of them choose the same slate at any prices, so no prices alone meet the bounds."""
+    table = people(1)
+    crowd = pd.concat([table.assign(user=str(u)) for u in range(400)])
+    rules = (ProviderMinimum(share=0.2, provider="B"), ProviderMaximum(share=0.5, provider="A"))
+    frame = private(*rules, noise=0.6, insecure_seed=seed).rerank(crowd, CATALOGUE, ledger=ledger()).frame
+    assert frame.groupby("user")["item"].agg(tuple).nunique() > 1
+    providers = CATALOGUE.provider_codes[CATALOGUE.positions(frame["item"].tolist())]
+    assert (providers == 1).mean() >= 0.2
+    assert (providers == 0).mean() <= 0.5
+
+
 # Who gets what
 
 
@@ -638,7 +653,7 @@ def test_the_certificate_names_each_bound():
 
 def test_a_wish_is_never_worth_more_than_its_weight():
     wish = ProviderMinimum(share=0.6, provider="C")  # out of reach
-    for weight in (1e-4, 0.02):
+    for weight in (1e-4, 0.1):
         certificate = (
             private(Soft(wish, weight), noise=0.3).rerank(people(400), CATALOGUE, ledger=ledger()).certificate
         )
@@ -646,7 +661,8 @@ def test_a_wish_is_never_worth_more_than_its_weight():
         assert not certificate.bounds["proven"][0]
         assert certificate.proven  # of hard bounds there are none
         missing = certificate.bounds["bound"][0] - certificate.bounds["load"][0]
-        assert certificate.objective < 1.0 - 0.9 * weight * missing / 400
+        penalty = weight * missing / 400
+        assert certificate.objective < 1.0 - 0.9 * penalty + 4.5 * certificate.standard_error
 
 
 @pytest.mark.parametrize("kind", ["polars", "scores", "shuffled"])

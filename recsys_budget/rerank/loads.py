@@ -88,7 +88,7 @@ class Loads:
             different units get noise of about the same size beside what one slate adds to them.
         sensitivity: Largest Euclidean norm of one slate's loads times ``units``: what adding or removing one
             user can change.
-        blocks: Rows in groups within which no two share an item.
+        blocks: Rows in groups within which no two share an item, and all have one largest coefficient.
     """
 
     size: int
@@ -244,16 +244,18 @@ def _partial_sums(
 
 
 def _disjoint(rows: sparse.csr_array) -> tuple[NDArray[np.intp], ...]:
-    """Rows in groups within which no two share an item."""
-    taken: list[NDArray[np.bool_]] = []
+    """Rows in groups of one unit, that of their largest coefficient, within which no two share an item."""
+    taken: list[tuple[float, NDArray[np.bool_]]] = []
     blocks: list[list[int]] = []
+    largest = abs(rows).max(axis=1).toarray().ravel()
     for row in range(rows.shape[0]):
         items = rows.indices[rows.indptr[row] : rows.indptr[row + 1]]
-        at = next((b for b, used in enumerate(taken) if not used[items].any()), len(blocks))
+        fits = (b for b, (unit, used) in enumerate(taken) if unit == largest[row] and not used[items].any())
+        at = next(fits, len(blocks))
         if at == len(blocks):
-            taken.append(np.zeros(rows.shape[1], np.bool_))
+            taken.append((largest[row], np.zeros(rows.shape[1], np.bool_)))
             blocks.append([])
-        taken[at][items] = True
+        taken[at][1][items] = True
         blocks[at].append(row)
     return tuple(np.array(block, np.intp) for block in blocks)
 

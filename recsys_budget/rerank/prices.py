@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize
 
 from recsys_budget.privacy import GaussianMechanism, NoiseSource, noise_deviation, release_sum
 from recsys_budget.rerank.loads import Loads
@@ -102,7 +103,52 @@ class DualAscent:
         self._usual = usual_loads(loads, users)
         self._scale = _largest_coefficients(loads)
         self._totals = np.zeros(2)
-        self._rounds = 0
+        self.history: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+
+    @property
+    def users(self) -> float:
+        """How many there are, by the mean of what was released; at least 1."""
+        return max(1.0, float(self._totals[0]) / max(1, len(self.history)))
+
+    def shares(self) -> NDArray[np.float64]:
+        """Share of users to send to each round, ``(rounds,)``, so that mean loads meet their targets.
+
+        Where many users are alike, the loads of no single round do, since all of them switch at once. Rounds
+        of the first half, whose prices were on their way, get none. Equal shares average the noise best; they
+        give way where the noisy loads of the rounds, so mixed, would miss a target by more than the noise.
+        """
+        rounds = len(self.history)
+        last = self.history[rounds // 2 :]
+        bounds = self._release.loads.bounds
+        target = targets(self._release.loads, self.users, self._inside)
+        error = self._release.load_errors[bounds.row] / math.sqrt(len(last))
+        beyond = np.stack([bounds.sign * (loads[bounds.row] - target) / error for _, loads in last])
+
+        def cost(share: NDArray[np.float64]) -> float:
+            return len(last) * float(share @ share) + float(np.square(np.maximum(0.0, share @ beyond)).sum())
+
+        even = np.full(len(last), 1.0 / len(last))
+        scale = cost(even)
+
+        def relative(share: NDArray[np.float64]) -> float:
+            return cost(share) / scale
+
+        def slope(share: NDArray[np.float64]) -> NDArray[np.float64]:
+            return 2.0 / scale * (len(last) * share + beyond @ np.maximum(0.0, share @ beyond))
+
+        found = optimize.minimize(
+            relative,
+            even,
+            jac=slope,
+            method="SLSQP",
+            bounds=optimize.Bounds(0.0, 1.0),
+            constraints=optimize.LinearConstraint(np.ones((1, len(last))), 1.0, 1.0),
+            options={"ftol": 1e-9, "maxiter": 300},
+        ).x
+        kept = np.where(found > 1e-6, found, 0.0)
+        if not (np.isfinite(found).all() and cost(kept / max(kept.sum(), 1e-6)) <= scale):
+            kept = even  # the solver is not believed
+        return np.concatenate([np.zeros(rounds - len(last)), kept / kept.sum()])
 
     def learn(self, loads: NDArray[np.float64], statistics: NDArray[np.float64]) -> None:
         """Move the prices: up where a load is beyond its target, by less each round.
@@ -110,11 +156,11 @@ class DualAscent:
         A step is relative: how far a load is from its target, as a share of the larger of the two. Where
         choices between alike items are logit, this is Newton's step for one price alone.
         """
-        self._rounds += 1
+        self.history.append((self.prices, loads))
         self._totals += statistics
-        users = max(1.0, float(self._totals[0]) / self._rounds)
-        error = self._release.statistic_error / math.sqrt(self._rounds)
-        spread = max(float(self._totals[1]) / self._rounds, error) / users
+        rounds, users = len(self.history), self.users
+        error = self._release.statistic_error / math.sqrt(rounds)
+        spread = max(float(self._totals[1]) / rounds, error) / users
         bounds = self._release.loads.bounds
         target = targets(self._release.loads, users, self._inside)
         noisy, row = loads[bounds.row], bounds.row
@@ -122,7 +168,7 @@ class DualAscent:
             [np.abs(target), np.abs(noisy), self._usual[row], 2.0 * self._release.load_errors[row]]
         )
         beyond = np.clip(bounds.sign * (noisy - target) / np.where(size > 0.0, size, 1.0), -1.0, 1.0)
-        step = _FIRST_STEP * min(1.0, spread) * self._gain / math.sqrt(self._rounds)
+        step = _FIRST_STEP * min(1.0, spread) * self._gain / math.sqrt(rounds)
         # A wish is worth no more than its weight.
         self.prices = np.clip(self.prices + step / self._scale[row] * beyond, 0.0, bounds.weight)
 

@@ -73,8 +73,8 @@ class PrivateReranker:
     """Choose slates under rules about all slates, and pay a privacy ledger for what these reveal.
 
     Such a rule makes each user's slate depend on the candidates of all others. Here it does so through prices
-    alone: a price on every bound, set in rounds by dual ascent on noisy loads. A user takes the best slate at
-    the prices of a round drawn at random, by own rules; then one more release measures the loads of all
+    alone: a price on every bound, set in rounds by dual ascent on noisy loads. A user takes the best slate,
+    by own rules, at the prices of a round drawn at random; then one more release measures the loads of all
     slates. Slates are handed out if these noisy loads are so far inside the hard bounds that the bounds
     themselves hold except with probability ``beta``. ``docs/private_prices.md`` has the argument.
 
@@ -273,15 +273,11 @@ class PrivateReranker:
         """Slates, mean prices, and what was measured: each release is taken before it reads."""
         noise = SystemNoise() if self.insecure_seed is None else SeededNoise(self.insecure_seed)
         loads, k = proof.release.loads, self.slate_size
-        first = self.rounds // 2  # prices before are on their way
-        drawn = first + np.floor(noise.uniform(len(table)) * (self.rounds - first)).astype(np.intp)
-        settled = release.load_errors / math.sqrt(self.rounds - first)
+        settled = release.load_errors / math.sqrt(self.rounds - self.rounds // 2)
         room = np.hypot(proof.errors, settled[loads.bounds.row])
         room = np.hypot(room, drawing_errors(loads, self.declared_users))
-        inside = proof.margins(self.declared_users) + proof.quantile * room
+        inside = proof.inside(self.declared_users, proof.quantile * room)
         ascent = DualAscent(release, inside, self.declared_users, proof.gain / k)
-        chosen = np.full((len(table), k), -1, np.int32)
-        total = np.zeros(len(loads.bounds))
         reservation.use(release.mechanism)
         gains = Gains.of(self.objective, table)
         assert gains is not None, "looked at before anything was spent"
@@ -293,12 +289,16 @@ class PrivateReranker:
             if at:
                 reservation.use(release.mechanism)
             counts = oracle.best(loads.item_prices(ascent.prices)).counts[0]
-            now = np.flatnonzero(oracle.feasible & (drawn == at))
-            chosen[now] = oracle.chosen[now]
-            total += ascent.prices * (at >= first)
             ascent.learn(*release.noisy(counts, of_users, noise))
         reservation.use(proof.release.mechanism)
-        mean = np.minimum(total / (self.rounds - first), loads.bounds.weight)
+        shares = ascent.shares()
+        mean = np.minimum(shares @ np.stack([p for p, _ in ascent.history]), loads.bounds.weight)
+        drawn = np.searchsorted(np.cumsum(shares)[:-1], noise.uniform(len(table)), side="right")
+        chosen = np.full((len(table), k), -1, np.int32)
+        for at in np.flatnonzero(shares).tolist():
+            there = served[drawn[served] == at]
+            oracle.best(loads.item_prices(ascent.history[at][0]), there)
+            chosen[there] = oracle.chosen[there]
         prices = loads.item_prices(mean)
         low, high = proof.limits(prices)
         oracle.best(prices)

@@ -17,6 +17,9 @@ from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.certificate import PrivateCertificate
 from recsys_budget.rerank.prices import Release
 
+# Of the places that bounds leave free, the share that room for noise may take.
+_AIMED = 0.7
+
 
 @dataclass(frozen=True, eq=False)
 class Proof:
@@ -60,7 +63,7 @@ class Proof:
         Raises:
             SpecificationError: A bound could not be proven even by the most, or the least, that so many
                 slates can add; or floor and ceiling of a row are too near; or floors together ask for more
-                places than there are.
+                places than there are, or ceilings for fewer.
         """
         loads, bounds = self.release.loads, self.release.loads.bounds
         at, margin = bounds.at(users), self.margins(users)
@@ -70,24 +73,56 @@ class Proof:
         )
         for b in np.flatnonzero(bounds.hard & (room < margin)):
             raise _no_room(rules[bounds.owner[b]].name, room[b], margin[b], noise)
-        hard = np.flatnonzero(bounds.hard)
-        floors = pd.Series(at[hard] + margin[hard])[bounds.sign[hard] < 0]
-        floors = floors.groupby(bounds.row[hard][bounds.sign[hard] < 0]).max()
-        for b in hard[bounds.sign[hard] > 0]:
-            gap = at[b] - margin[b] - floors.get(bounds.row[b], -np.inf)
-            if gap < 0.0:
-                raise _no_room(rules[bounds.owner[b]].name, gap + 2.0 * margin[b], 2.0 * margin[b], noise)
-        for block in loads.blocks:
-            asked = floors.reindex(block).dropna()
-            own = loads.rows[np.asarray(asked.index, np.intp)]
-            if not len(asked) or (own.data < 0.0).any():
-                continue
-            most = users * float(np.sort(own.sum(axis=0))[-loads.size :].sum())
-            if asked.sum() > most:
-                owners = bounds.owner[hard[(bounds.sign[hard] < 0) & np.isin(bounds.row[hard], asked.index)]]
-                names = ", ".join(dict.fromkeys(rules[owner].name for owner in owners))
-                margin_sum = self.quantile * float(self.release.load_errors[asked.index].sum())
-                raise _no_room(names, most - float(asked.sum()) + margin_sum, margin_sum, noise)
+        for low, high in self._pairs(at):
+            gap, both = at[high] - at[low], margin[high] + margin[low]
+            if gap < both:
+                raise _no_room(rules[bounds.owner[high]].name, gap, both, noise)
+        for those, most in self._together(at, users):
+            both = float(margin[those].sum())
+            if most < both:
+                names = ", ".join(dict.fromkeys(rules[owner].name for owner in bounds.owner[those]))
+                raise _no_room(f"{names}, together", most, both, noise)
+
+    def inside(self, users: int, wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far inside each bound to aim: the margin, and of the room wanted what leaves all a target."""
+        at, margin = self.release.loads.bounds.at(users), self.margins(users)
+        share = np.ones(len(wanted))
+        for those, most in self._together(at, users):
+            left = max(0.0, most - float(margin[those].sum()))
+            fits = _AIMED * left / max(float(wanted[those].sum()), 1e-300)
+            share[those] = np.minimum(share[those], fits)
+        return margin + share * wanted
+
+    def _tightest(self, at: NDArray[np.float64], sign: float) -> dict[int, int]:
+        """The tightest hard bound of that side of each row that has any."""
+        bounds = self.release.loads.bounds
+        those = np.flatnonzero(bounds.hard & (bounds.sign == sign))
+        those = those[np.argsort(-sign * at[those], kind="stable")]
+        return dict(zip(bounds.row[those].tolist(), those.tolist(), strict=True))
+
+    def _pairs(self, at: NDArray[np.float64]) -> list[tuple[int, int]]:
+        """Floor and ceiling of each row that has both."""
+        low, high = self._tightest(at, -1.0), self._tightest(at, 1.0)
+        return [(low[row], high[row]) for row in low if row in high]
+
+    def _together(self, at: NDArray[np.float64], users: int) -> list[tuple[NDArray[np.intp], float]]:
+        """Floors, and ceilings, on rows that share no item, and by how much all places can exceed them.
+
+        What slates add to such rows together is at most what the k items do that count most in any of them,
+        and at least what the k items do that count least.
+        """
+        loads, found = self.release.loads, []
+        for sign in (-1.0, 1.0):
+            tightest = self._tightest(at, sign)
+            for block in loads.blocks:
+                rows = [row for row in block.tolist() if row in tightest]
+                each = np.sort(np.asarray(loads.rows[rows].sum(axis=0), np.float64))
+                if not rows or each[0] < 0.0:
+                    continue
+                those = np.array([tightest[row] for row in rows], np.intp)
+                ends = each[-loads.size :] if sign < 0 else each[: loads.size]
+                found.append((those, sign * (float(at[those].sum()) - users * float(ends.sum()))))
+        return found
 
     def limits(self, prices: NDArray[np.float64]) -> tuple[float, float]:
         """Between what a slate nets at these prices of items, whatever the candidates."""
