@@ -163,7 +163,8 @@ class Reranker:
             time_limit: Wall-clock seconds after which no further search is begun, and the best slates known
                 are handed out with their gap; None for no limit.
             ledger: The privacy ledger that governs the data behind the candidates, if one does. Slates whose
-                making reads everybody's candidates are then refused.
+                making reads everybody's candidates are then refused; see
+                :class:`~recsys_budget.rerank.PrivateReranker`, which pays for them.
             progress: Show a progress bar.
 
         Returns:
