@@ -65,9 +65,10 @@ CATALOGUE = ItemCatalogue.from_frame(
             "cost": [0.1, 0.3, 0.7, 1.0, 2.0, 2.5, 0.0, 0.9, 1.1, 0.2, 5.0, 0.4],
             "drift": [-1.5, 2.0, 0.25, 0.0, -0.3, 1.0, 1.0, -2.0, 0.5, 0.1, -0.7, 3.0],
             "popularity": np.linspace(0.05, 0.9, 12),
+            "of x": [1.0, 0.0] * 6,
         }
     ),
-    attributes=("cost", "drift", "popularity"),
+    attributes=("cost", "drift", "popularity", "of x"),
 )
 FLOOR = ProviderMinimum(share=0.15, provider="C")
 
@@ -369,7 +370,9 @@ class OwnRule(PopulationConstraint):
         (lambda: private(FLOOR, objective=1e300 * Engagement()), "sum of weights"),
         (lambda: private(ProviderMinimum(share=0.1, provider="Z")), "'Z'"),
         (lambda: private(StockMaximum(10**6), ProviderMinimum(share=0.0)), None),
-        (lambda: private(ProviderMaximum(share=1.0)), "whatever they are"),
+        (lambda: private(ProviderMaximum(share=1.0)), "whatever the slates are"),
+        (lambda: private(CategoryMaximum("x", 0), TotalMaximum("of x", 50.0)), "keep all of these items out"),
+        (lambda: private(CategoryMinimum("x", 2), CategoryMinimum("y", 2), FLOOR), "no slate can keep"),
         (lambda: private(ProviderMinimum(exposure=1190, provider="C")), "room for"),  # more than 2 a slate
         (lambda: private(ProviderMaximum(exposure=1, provider="A"), noise=9.0), "room for"),
         (lambda: private(ProviderMinimum(share=0.3), ProviderMaximum(share=0.31), noise=3.0), "room for"),

@@ -81,7 +81,7 @@ class Loads:
             rounded to multiples of a power of two.
         rounding: How far the rounding moves what one slate adds to each row, at most; 0 where coefficients
             are such multiples already, as counts are.
-        bounds: What is asked of the rows. Bounds that every population meets are left out.
+        bounds: What is asked of the rows. Bounds that hold whatever the slates are, are left out.
         most: What one slate adds to each row at most, shape ``(n_rows,)``.
         least: Likewise, at least.
         units: Powers of two, shape ``(n_rows,)``. Loads times these are what is released, so that rules of
@@ -114,7 +114,8 @@ class Loads:
             tree: Quotas that every slate keeps, which limit what one slate can add.
 
         Raises:
-            SpecificationError: A rule about all slates is of another kind, or no slates can meet it.
+            SpecificationError: A rule about all slates is of another kind, or no slate can change whether
+                any holds.
         """
         known: dict[tuple[bytes, bytes], int] = {}
         columns: list[tuple[NDArray[np.integer], NDArray[np.float64]]] = []
@@ -138,10 +139,18 @@ class Loads:
         units, square = np.ones(len(columns)), 0.0
         for block in blocks:
             norm = _largest_norm(np.maximum(above[block], below[block]))
+            if norm == 0.0:
+                continue  # no slate may hold any of these items
             units[block] = 2.0 ** -math.ceil(math.log2(norm))
             square += (units[block[0]] * norm) ** 2
-        table = [np.array(values) for values in zip(*asked, strict=True)] or [np.zeros(0)] * 7
-        row, sign, constant, per_user, weight, owner, part = table
+        if not square:
+            raise SpecificationError(
+                "no slate can change what the constraints about all slates are about: they hold whatever the "
+                "slates are, or the quotas keep all of these items out. Drop them, or change the quotas"
+            )
+        row, sign, constant, per_user, weight, owner, part = (
+            np.array(values) for values in zip(*asked, strict=True)
+        )
         bounds = Bounds(row.astype(np.intp), sign, constant, per_user, weight, owner, part)
         sensitivity = math.sqrt(square) * (1 + 1e-12)  # float64 rounds what was derived exactly
         rounding = tree.k * np.array(errors)

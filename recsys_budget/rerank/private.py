@@ -255,9 +255,12 @@ class PrivateReranker:
                 f"{', '.join(repr(rule.name) for rule in own)}: about one slate, private prices take hard "
                 "quotas on nested or disjoint sets of items alone; leave out what is none of them"
             )
+        if quotas.tree.contradictory:
+            raise SpecificationError(
+                f"{', '.join(repr(rule.name) for rule in own)}: no slate can keep to all of these, whatever "
+                "the candidates; the InfeasibleError of Reranker says which ones conflict"
+            )
         loads = Loads.of(self._rules, catalogue, quotas.tree)
-        if not len(loads.bounds):
-            raise SpecificationError("every constraint about all slates holds whatever they are; drop them")
         gain = math.fsum(weight for weight, _ in self.objective.parts)
         require_number("an objective", "sum of weights", gain, least=0.0, most=1e6, open_below=True)
         return quotas.tree, loads, gain
