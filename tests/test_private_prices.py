@@ -534,6 +534,15 @@ def test_without_margins_bounds_break_far_more_often_than_beta(monkeypatch):
     assert broken > stats.binom.isf(0.001, 40, 0.05) / 40
 
 
+@pytest.mark.parametrize("declared", [250, 400, 800])
+def test_bounds_are_those_of_the_true_number_of_users_whatever_was_declared(declared):
+    rule = ProviderMinimum(share=0.2, provider="C")
+    slates = private(rule, users=declared, noise=0.5).rerank(people(400), CATALOGUE, ledger=ledger())
+    shows = slates.frame["item"].isin(ITEMS[10:]).sum()
+    assert shows >= 0.2 * K * 400
+    assert slates.certificate.bounds["bound"][0] == pytest.approx(0.2 * K * 400, rel=0.1)
+
+
 @pytest.mark.parametrize("objective", [Engagement(), 0.6 * Engagement() + 0.4 * Novelty()])
 def test_no_more_is_given_up_than_the_certificate_says(objective):
     table = people(400)
