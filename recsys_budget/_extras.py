@@ -10,6 +10,7 @@ from recsys_budget.errors import MissingExtraError
 _PACKAGES = {
     "train": ("torch", "opacus", "dp_accounting"),
     "metrics": ("ranx",),
+    "notebook": ("ipywidgets", "anywidget"),
 }
 
 
@@ -18,7 +19,7 @@ def extra(name: str) -> Iterator[None]:
     """Import optional packages inside this block.
 
     Args:
-        name: The extra that the imported packages belong to: ``"train"`` or ``"metrics"``.
+        name: The extra that the imported packages belong to: ``"train"``, ``"metrics"`` or ``"notebook"``.
 
     Raises:
         MissingExtraError: One of the extra's packages is not installed. Any other missing module is a bug

@@ -160,6 +160,8 @@ def test_arrays_that_are_no_table_are_refused(indptr, indices):
     assert len(good) == 3
     with pytest.raises(SpecificationError, match="no table"):
         Interactions(users, catalogue, np.array(indptr), np.array(indices, np.int32))
+    with pytest.raises(SpecificationError, match="whole numbers"):
+        Interactions(users, catalogue, np.array([0, 2, 3]), np.array([0.0, 1.0, 1.0]))
 
 
 def test_positives_drop_ratings_and_keep_users():

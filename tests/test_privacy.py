@@ -60,6 +60,8 @@ def test_a_delta_that_allows_publishing_a_user_is_warned_about():
         lambda: GaussianMechanism(0.0),
         lambda: GaussianMechanism(1e-3),
         lambda: GaussianMechanism(math.inf),
+        lambda: GaussianMechanism(math.nan),
+        lambda: GaussianMechanism(1e101),
         lambda: SampledGaussianMechanism(1.0, 0.0, 5),
         lambda: SampledGaussianMechanism(1.0, 1.1, 5),
         lambda: SampledGaussianMechanism(1.0, 0.5, 0),
@@ -70,6 +72,12 @@ def test_a_delta_that_allows_publishing_a_user_is_warned_about():
 def test_mechanisms_are_validated(make):
     with pytest.raises(SpecificationError):
         make()
+
+
+def test_the_most_noise_is_accounted():
+    for mechanism in (GaussianMechanism(1e100), SampledGaussianMechanism(1e100, 0.1, 10)):
+        assert 0 <= epsilon([mechanism], 1e-5) < 1e-6
+        PrivacyLedger(BUDGET).reserve([mechanism], purpose="nearly free")
 
 
 def test_one_gaussian_release_is_exact():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from recsys_budget.errors import SpecificationError
 
 LEAST_NOISE = 0.05
+# Accountants square the noise, and float64 ends at 1e308.
+MOST_NOISE = 1e100
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def releases(mechanism: Mechanism) -> int:
 
 
 def _check_noise(noise_multiplier: float) -> None:
-    if not (math.isfinite(noise_multiplier) and noise_multiplier >= LEAST_NOISE):
+    if not LEAST_NOISE <= noise_multiplier <= MOST_NOISE:
         raise SpecificationError(
-            f"noise_multiplier is {noise_multiplier}; it must be finite and at least {LEAST_NOISE}, below "
-            "which one release alone costs an epsilon of hundreds"
+            f"noise_multiplier is {noise_multiplier}; it must lie between {LEAST_NOISE}, below which one "
+            f"release alone costs an epsilon of hundreds, and {MOST_NOISE:g}"
         )

@@ -1,0 +1,5 @@
+"""Trade-offs to touch: sliders, a frontier to click, and what each choice does to the slates."""
+
+from recsys_budget.widgets.explorer import Explorer
+
+__all__ = ["Explorer"]
