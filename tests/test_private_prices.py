@@ -659,6 +659,9 @@ def test_the_certificate_names_each_bound():
     assert set(certificate.shadow_prices) == {rule.name for rule in rules}
     assert (table["price"] >= 0.0).all()
     assert "epsilon" in certificate.to_json()
+    card = certificate._repr_html_()
+    assert "Certificate of about" in card
+    assert "exposure of each provider at least 5%: B" in card
 
 
 def test_a_wish_is_never_worth_more_than_its_weight():

@@ -200,6 +200,9 @@ class PrivateCertificate:
         """:meth:`to_dict` as one JSON object."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
+    def _repr_html_(self) -> str:
+        return display.private_card(self)
+
     def __repr__(self) -> str:
         hard = int(self.bounds["hard"].sum())
         proven = int((self.bounds["hard"] & self.bounds["proven"]).sum())
