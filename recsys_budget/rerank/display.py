@@ -127,13 +127,14 @@ def private_card(certificate: PrivateCertificate) -> str:
         _html.text(
             f"Objective {certificate.objective:.4f} +- {certificate.standard_error:.4f}, and at most "
             f"{certificate.given_up:.4f} was given up. "
-            f"{int((table['hard'] & table['proven']).sum())} of {int(table['hard'].sum())} hard bounds are proven."
+            f"{int((table['hard'] & table['proven']).sum())} of {int(table['hard'].sum())} hard bounds are "
+            "proven."
         ),
         _privacy(certificate),
         _html.table(rows, ["bound", "kind", "asked", "noisy load", "margin", "proven", "price"]),
         *more,
-        note=f"Each figure has noise. Epsilon {round_up(certificate.epsilon)} at delta {certificate.delta:g}, "
-        f"for this run alone; some claim is false, and slates are handed out, with probability at most "
+        note=f"Figures are noisy. Epsilon {round_up(certificate.epsilon)} at delta {certificate.delta:g}, for "
+        "this run alone. That some claim is false and slates are handed out has probability at most "
         f"{certificate.beta:g}.",
     )
 
