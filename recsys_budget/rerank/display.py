@@ -133,7 +133,7 @@ def private_card(certificate: PrivateCertificate) -> str:
         _privacy(certificate),
         _html.table(rows, ["bound", "kind", "asked", "noisy load", "margin", "proven", "price"]),
         *more,
-        note=f"Figures are noisy. Epsilon {round_up(certificate.epsilon)} at delta {certificate.delta:g}, for "
+        note=f"Figures are noisy. Epsilon {round_up(certificate.epsilon)}, delta {certificate.delta:g}, for "
         "this run alone. That some claim is false and slates are handed out has probability at most "
         f"{certificate.beta:g}.",
     )
