@@ -1,4 +1,6 @@
 from ._version import __version__ as __version__
+from .audit import audit_one_run as audit_one_run
+from .audit import membership_test as membership_test
 from .constraints import Block as Block
 from .constraints import Calibration as Calibration
 from .constraints import Cap as Cap
@@ -34,6 +36,7 @@ from .errors import BudgetExceededError as BudgetExceededError
 from .errors import DataError as DataError
 from .errors import InfeasibleError as InfeasibleError
 from .errors import RecsysBudgetError as RecsysBudgetError
+from .errors import SensitivityError as SensitivityError
 from .errors import SolverTimeoutError as SolverTimeoutError
 from .errors import SpecificationError as SpecificationError
 from .frontiers import Frontier as Frontier
@@ -41,8 +44,11 @@ from .frontiers import frontier as frontier
 from .metrics import intra_list_diversity as intra_list_diversity
 from .metrics import ranking_metrics as ranking_metrics
 from .models import EASE as EASE
+from .models import ImplicitALS as ImplicitALS
 from .models import Popularity as Popularity
+from .models import PrivateALS as PrivateALS
 from .models import PrivateAutoencoder as PrivateAutoencoder
+from .models import PrivateTrainer as PrivateTrainer
 from .privacy import PrivacyBudget as PrivacyBudget
 from .privacy import PrivacyLedger as PrivacyLedger
 from .privacy import PrivateQueries as PrivateQueries
@@ -63,3 +69,4 @@ from .rerank import Scores as Scores
 from .rerank import rerank_part as rerank_part
 from .rerank import rerank_parts as rerank_parts
 from .rerank import top_k as top_k
+from .widgets import Explorer as Explorer

@@ -133,6 +133,18 @@ class UnsupportedMechanismError(BudgetError, TypeError):
     """A mechanism that the accountant cannot interpret; nothing was spent."""
 
 
+class SensitivityError(BudgetError):
+    """A made-up user moved the clipped sum of gradients by more than its bound: noise would not cover it.
+
+    Attributes:
+        sensitivity: How far, in units of the bound.
+    """
+
+    def __init__(self, message: str, *, sensitivity: float) -> None:
+        self.sensitivity = sensitivity
+        super().__init__(message)
+
+
 class SolverError(RecsysBudgetError):
     """Base of errors about solving and fitting."""
 

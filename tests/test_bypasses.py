@@ -506,6 +506,7 @@ def test_nothing_scales_with_the_number_of_users(noise, ledger, monkeypatch, use
             "max_grad_norm": 0.3,
             "expected_batch_size": 10.0,
             "sample_rate": 1.0,
+            "distributed": False,
         }
     )
     # A user who is left out changes nothing at all; one of zeros adds a gradient like anybody.

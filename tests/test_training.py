@@ -243,10 +243,8 @@ REFUSED = {
     "batch norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.BatchNorm1d(4)),
     "embedding": lambda: nn.Sequential(nn.Embedding(ITEMS, 3)),
     "embedding bag": lambda: nn.Sequential(nn.EmbeddingBag(ITEMS, 3)),
-    "layer norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.LayerNorm(4)),
     "dropout": lambda: nn.Sequential(nn.Dropout(), nn.Linear(ITEMS, 4)),
     "unflatten": lambda: nn.Sequential(nn.Unflatten(1, (ITEMS, 1)), nn.Linear(1, 1), nn.Flatten()),
-    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(ITEMS, ITEMS))),
     "subclass": lambda: nn.Sequential(Looped(ITEMS, ITEMS)),
     "own module": Tied,
     "bare layer": lambda: nn.Linear(ITEMS, ITEMS),
@@ -469,6 +467,7 @@ def test_the_loop_passes_its_constants_on(monkeypatch):
         "expected_batch_size": 10.0,
         "noise": noise,
         "sample_rate": 0.3,
+        "distributed": False,
         "learning_rate": 0.01,
         "adam": torch.optim.Adam,
     }

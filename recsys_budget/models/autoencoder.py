@@ -61,7 +61,7 @@ with extra("train"):
     from recsys_budget.training.loop import ALL_STEPS
 
 # Parameters of the class that say how it runs, and not what it computes.
-_RUNNING = ("progress", "device", "checkpoint", "checkpoint_every")
+_RUNNING = ("progress", "device", "check_sensitivity", "checkpoint", "checkpoint_every")
 # Items up to which all are in the softmax, and how many are otherwise.
 _ALL_ITEMS, _NEGATIVES = 2**14, 2**12
 # Budget of the counts and of the steps beside that of the Gram matrix, in 1 / noise**2.
@@ -128,6 +128,8 @@ class PrivateAutoencoder(Recommender):
         checkpoint_every: Steps between two checkpoints.
         progress: Show a progress bar.
         device: Where to train, as torch names it; None takes a GPU where there is one.
+        check_sensitivity: Debug: remove made-up users one by one before the first step and after the last,
+            and raise ``SensitivityError`` where one moves the clipped sum by more than the bound.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
 
@@ -157,6 +159,7 @@ class PrivateAutoencoder(Recommender):
         checkpoint_every: int = 50,
         progress: bool = True,
         device: str | None = None,
+        check_sensitivity: bool = False,
         insecure_seed: int | None = None,
     ) -> None:
         self.declared_users = declared_users
@@ -174,6 +177,7 @@ class PrivateAutoencoder(Recommender):
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.device = device
+        self.check_sensitivity = check_sensitivity
         self.insecure_seed = insecure_seed
 
     def fit(self, interactions: Interactions, *, ledger: PrivacyLedger, resume: bool = False) -> Self:
@@ -241,6 +245,7 @@ class PrivateAutoencoder(Recommender):
                 keep_every=self.checkpoint_every,
                 progress=self.progress,
                 device=self.device,
+                check_sensitivity=self.check_sensitivity,
             )
         except CheckpointError:
             raise  # left open, to go on from the checkpoint before

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_budget.constraints import TOLERANCE
+from recsys_budget.rerank import display
 
 # What slates cost in privacy; see Certificate.privacy.
 PrivacyMode = Literal["per_user", "population_private", "population_not_private"]
@@ -112,6 +113,9 @@ class Certificate:
             f"{self.route} with {self.solver}, {self.seconds:.2f} s{late}, "
             f"privacy {self.privacy})"
         )
+
+    def _repr_html_(self) -> str:
+        return display.certificate_card(self)
 
 
 def relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from recsys_budget.constraints.policy import require_unique_names
 from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SolverTimeoutError, SpecificationError
-from recsys_budget.rerank import problem
+from recsys_budget.rerank import display, problem
 from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
 from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.dispatch import ROUTES, answer
@@ -38,16 +38,21 @@ class Slates:
             the catalogue where equally relevant, unless a constraint or objective reads positions. A pandas,
             polars or pyarrow table, as the candidates were.
         certificate: What is known about them.
+        catalogue: What the items are called, for display; None where that is not known.
     """
 
     frame: Any
     certificate: Certificate
+    catalogue: ItemCatalogue | None = None
 
     def __len__(self) -> int:
         return self.certificate.n_users
 
     def __repr__(self) -> str:
         return f"Slates({len(self)} users, {len(self.frame)} items; {self.certificate!r})"
+
+    def _repr_html_(self) -> str:
+        return display.slates_card(self)
 
 
 class CandidateSource(Protocol):
@@ -230,7 +235,7 @@ class Reranker:
             privacy=self.privacy,
             per_user=per_user,
         )
-        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate)
+        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate, catalogue)
 
     def recommend(
         self,

@@ -20,6 +20,7 @@ from recsys_budget.privacy import NoiseSource, Reservation, SampledGaussianMecha
 with extra("train"):
     import torch
 
+    from recsys_budget.training import sensitivity
     from recsys_budget.training._opacus import PrivateStep
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class TrainingRun:
 
 
 def train_private(
-    module: nn.Sequential,
+    module: nn.Module,
     rows: sparse.csr_array,
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
@@ -87,6 +88,8 @@ def train_private(
     keep_every: int = 50,
     progress: bool = True,
     device: str | torch.device | None = None,
+    check_sensitivity: bool = False,
+    distributed: bool = False,
 ) -> TrainingRun:
     """Train a module with differentially private gradient steps (Adam), one user being one sample.
 
@@ -97,8 +100,8 @@ def train_private(
     before it. An interrupt (``KeyboardInterrupt``, a notebook's stop button) ends training in the same way.
 
     Args:
-        module: A ``torch.nn.Sequential`` of the layers that ``PrivateStep`` allows. It receives the
-            parameters after the last complete step, and nothing else, when training ends for whatever reason.
+        module: A graph of layers that ``PrivateStep`` allows. It receives the parameters after the last
+            complete step, and nothing else, when training ends for whatever reason.
         rows: Users x items, private; row i is all that is read of user i.
         loss: From one user's outputs and row to a scalar; see ``PrivateStep``. A linear autoencoder under
             :class:`~recsys_budget.training.MultinomialLoss` is trained without dense rows.
@@ -116,6 +119,9 @@ def train_private(
         progress: Show a progress bar.
         device: Where to train, as torch names it; None takes a GPU where there is one. Rows are sampled and
             noise is drawn on the processor; the module stays where it is.
+        check_sensitivity: Test the module with made-up users before the first step and after the last; see
+            :func:`~recsys_budget.training.check_sensitivity`.
+        distributed: See :func:`~recsys_budget.training.train_private_distributed`, which sets it.
 
     Returns:
         Steps run, why they ended, and snapshots.
@@ -126,6 +132,8 @@ def train_private(
         ReservationError: The reservation does not grant the schedule; nothing was read. Or Opacus's
             accountant, a second witness, did not see a step once: the module is as it was before that step.
         NumericalError: Training diverged.
+        SensitivityError: With ``check_sensitivity``, a made-up user moved the clipped sum by more than the
+            bound: before the first step nothing was read, and after the last the module must not be used.
 
     References:
         Abadi et al. (2016), arXiv:1607.00133. Kingma and Ba (2015), arXiv:1412.6980.
@@ -145,6 +153,8 @@ def train_private(
             f"rows are a {type(rows).__name__}; give all users as one scipy.sparse.csr_array: batches are "
             "Poisson samples drawn by the loop itself"
         )
+    if check_sensitivity:
+        sensitivity.check_sensitivity(module, loss, rows.shape[1], max_grad_norm=max_grad_norm)
     # Opacus leaves exact sums and norms of the last batch on what it trains, so it gets a copy.
     copied = copy.deepcopy(module).to(_device(device))
     adam = torch.optim.Adam(copied.parameters(), lr=learning_rate)
@@ -156,6 +166,7 @@ def train_private(
         expected_batch_size=expected_batch_size,
         noise=noise,
         sample_rate=mechanism.sample_rate,
+        distributed=distributed,
     )
     paid = 0
     if start is None:
@@ -194,6 +205,8 @@ def train_private(
     finally:
         module.load_state_dict(parameters)
         module.eval()
+    if check_sensitivity:
+        sensitivity.check_sensitivity(module, loss, rows.shape[1], max_grad_norm=max_grad_norm)
     return TrainingRun(steps, stop_reason or (ALL_STEPS if steps == mechanism.steps else USED_UP), snapshots)
 
 
