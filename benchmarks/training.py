@@ -64,7 +64,7 @@ class TorchNoise:
 
     def normal(self, size: int) -> NDArray[np.float64]:
         """Standard normal."""
-        return torch.randn(size, dtype=torch.float64).numpy()
+        return torch.randn(size).double().numpy()  # drawn in float32, as Opacus does
 
 
 def users(n: int, items: int, length: int, seed: int = 0) -> sparse.csr_array:
