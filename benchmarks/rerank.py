@@ -1,129 +1,478 @@
-"""Time and quality of the re-ranker on generated candidates, beside cvxpy used the plain way, in one run.
+"""Time, gap and memory of the re-ranker on generated users, beside solvers and heuristics in the same run.
 
-    python benchmarks/rerank.py [--json] [--users 100] [--repeats 3]
+    python benchmarks/rerank.py [--json] [--rows laminar diverse ...] [--scale] [--small]
 
-Each user has 200 candidates in 18 overlapping categories, a slate of 10, three category minimums and three
-maximums. Rows:
+Each user has 200 candidates in 18 categories and a slate of 10; see ``peers/generated.py``. Rows:
 
-- ``linear``: engagement alone. The peer builds a fresh ``cvxpy.Problem`` a user and solves it with HiGHS.
-- ``diverse``: weight 0.3 on diversity. No solver that comes with cvxpy takes the mixed-integer quadratic
-  program, so the peer builds the continuous relaxation afresh, solves it with Clarabel and keeps the 10
-  largest entries: no bound, and rules may break.
+- ``laminar``: quotas on the primary category; ``laminar_numpy`` does without numba.
+- ``coupled_<users>_<providers>``: the same, with a floor and a ceiling on every provider's share of all
+  places. ``--scale`` adds a million users with gains in float32, on all cores.
+- ``diverse``: weight 0.3 on intra-list diversity, with quotas; ``diverse_high`` puts 0.9.
+- ``exposure``: parity of two groups in expectation.
+- ``overlapping``: quotas on all categories of an item; ``knapsack`` caps a cost as well, and
+  ``diverse_overlapping`` adds weight 0.3 on diversity.
+- ``frame_boundary``: a long pandas frame in, a long frame of slates out, and nothing between.
 
-Figures: microseconds a user for the whole call, frames included (least of the repeats); relative gap and
-largest violation from the certificate, recounted for the peer; mean objective of both.
+Figures of a row: ``us_per_user``, microseconds of the route on one thread, least of the repeats;
+``whole_us_per_user``, of a call of ``Reranker.rerank`` from frame to checked slates; ``gap``, of the mean to
+the certified bound; ``violations``, the largest, counted again from the slates; ``peak_mb``, memory of the
+process, which works on this row alone, before peers start. Each peer in ``peers`` runs on the first users,
+``users`` of them, and has its time a user, the share of our bound that it reaches, and the share of users
+whose quotas it breaks. Heuristics are shown at the setting, of seven, with the best objective on these very
+users. ``peer`` names the fastest that reaches 99.9% of the bound and breaks nothing, or else the one that
+reaches most; ``peer_over_ours`` compares times.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import resource
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
-import cvxpy as cp
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+from peers import solvers
+from peers.generated import (
+    COST_CAP,
+    MAXIMUMS,
+    MINIMUMS,
+    NAMES,
+    Generated,
+    K,
+    N,
+    broken,
+    gained,
+    generate,
+    primary,
+)  # fmt: skip
+from peers.heuristics import ProviderMaxMin, greedy_dpp, mmr, xquad
+from scipy import sparse
 
-from recsys_budget.constraints import Candidates, CategoryMaximum, CategoryMinimum, Constraint, SlateSize
-from recsys_budget.data import ItemCatalogue
+from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Constraint, SlateSize
 from recsys_budget.rerank import EngagementDiversity, Reranker
 from recsys_budget.rerank.frames import CandidateTable
+from recsys_budget.rerank.routes.coupled import solve_coupled
+from recsys_budget.rerank.routes.direct import solve_direct
+from recsys_budget.rerank.routes.diverse import solve_diverse
+from recsys_budget.rerank.routes.exposure import solve_exposure
+from recsys_budget.rerank.routes.laminar import LaminarTree, solve_laminar
 
-N_ITEMS, N_CANDIDATES, K, N_CATEGORIES = 2_000, 200, 10, 18
-NAMES = [f"c{j:02d}" for j in range(N_CATEGORIES)]
-MINIMUMS = {"c03": 2, "c07": 1, "c12": 1}
-MAXIMUMS = {"c00": 4, "c01": 3, "c02": 3}
-RULES: list[Constraint] = [
-    SlateSize(K),
-    *(CategoryMinimum(name, count) for name, count in MINIMUMS.items()),
-    *(CategoryMaximum(name, count) for name, count in MAXIMUMS.items()),
-]
-
-
-def generate(n_users: int, rng: np.random.Generator) -> tuple[pd.DataFrame, ItemCatalogue]:
-    popularity = 1.0 / np.arange(1, N_CATEGORIES + 1) ** 0.8
-    popularity /= popularity.sum()
-    sizes = rng.choice([1, 2, 3], N_ITEMS, p=[0.4, 0.35, 0.25])
-    categories = [list(rng.choice(NAMES, size, replace=False, p=popularity)) for size in sizes]
-    catalogue = ItemCatalogue.from_frame(
-        pd.DataFrame({"item": [f"i{j}" for j in range(N_ITEMS)], "categories": categories}),
-        category_names=NAMES,
-    )
-    items = np.concatenate([rng.choice(N_ITEMS, N_CANDIDATES, replace=False) for _ in range(n_users)])
-    frame = pd.DataFrame(
-        {
-            "user": np.repeat([f"u{j}" for j in range(n_users)], N_CANDIDATES),
-            "item": catalogue.ids[items],
-            "relevance": rng.gamma(2.0, size=len(items)),
-        }
-    )
-    return frame, catalogue
+Row = dict[str, Any]
+TRADES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
-def plain_rules(x: cp.Variable, user: Candidates) -> list[cp.Constraint]:
-    column = {name: user.membership[:, j] for j, name in enumerate(NAMES)}
+def rules() -> list[Constraint]:
     return [
-        cp.sum(x) == K,
-        *(column[name] @ x >= count for name, count in MINIMUMS.items()),
-        *(column[name] @ x <= count for name, count in MAXIMUMS.items()),
+        SlateSize(K),
+        *(CategoryMinimum(NAMES[c], count) for c, count in MINIMUMS.items()),
+        *(CategoryMaximum(NAMES[c], count) for c, count in MAXIMUMS.items()),
     ]
 
 
-def fresh_milp(user: Candidates) -> NDArray[np.intp]:
-    x = cp.Variable(N_CANDIDATES, boolean=True)
-    cp.Problem(cp.Maximize(user.relevance @ x), plain_rules(x, user)).solve(solver=cp.HIGHS)
-    return np.flatnonzero(x.value > 0.5)
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def fresh_relaxation(user: Candidates, objective: EngagementDiversity) -> NDArray[np.intp]:
-    x = cp.Variable(N_CANDIDATES)
-    cp.Problem(cp.Maximize(objective.form(user)(x)), [x >= 0, x <= 1, *plain_rules(x, user)]).solve(
-        solver=cp.CLARABEL
-    )
-    return np.sort(np.argsort(-x.value, kind="stable")[:K])
-
-
-def least_seconds(run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    seconds = []
+def least(run: Callable[[], Any], repeats: int = 3) -> tuple[float, Any]:
+    """Least seconds of the repeats, and the answer."""
+    best, answer = np.inf, None
     for _ in range(repeats):
         start = time.perf_counter()
-        result = run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), result
+        answer = run()
+        best = min(best, time.perf_counter() - start)
+    return best, answer
 
 
-def row(weight: float, frame: pd.DataFrame, catalogue: ItemCatalogue, repeats: int) -> dict[str, Any]:
-    objective = EngagementDiversity(weight)
-    reranker = Reranker(objective, RULES)
-    ours, slates = least_seconds(lambda: reranker.rerank(frame, catalogue, progress=False), repeats)
+def gap_of(objective: Any, bound: Any) -> float:
+    """Relative gap of the mean, over users with a slate."""
+    return float((np.nanmean(bound) - np.nanmean(objective)) / abs(np.nanmean(bound)))
 
-    def peer() -> list[tuple[Candidates, NDArray[np.intp]]]:
-        table = CandidateTable.from_frame(frame, catalogue, K)
-        users = [table.of(position) for position in range(len(table))]
-        return [(u, fresh_relaxation(u, objective) if weight else fresh_milp(u)) for u in users]
 
-    theirs, answers = least_seconds(peer, repeats)
-    certificate = slates.certificate
-    broken = [max(rule.measure(chosen, user) for rule in RULES) for user, chosen in answers]
+def peer(
+    choose: Callable[[int], Any], n: int, value: Callable[[NDArray[Any]], NDArray[Any]],
+    over: Callable[[NDArray[Any]], NDArray[Any]], bound: NDArray[Any],
+) -> Row:  # fmt: skip
+    """Run a peer on the first users.
+
+    Args:
+        choose: From a user to rows of candidates.
+        n: Users.
+        value: Objective of slates, shape ``(n,)``.
+        over: By how much each breaks the quotas.
+        bound: Our bound on each user's objective; nan for users who have no slate, who do not count.
+    """
+    choose(0)
+    seconds, slates = least(lambda: [choose(u) for u in range(n)], 1)
+    chosen = np.array(slates)
+    there = np.isfinite(bound[:n])
     return {
-        "us_per_user": round(1e6 * ours / len(slates), 1),
-        "gap": certificate.gap,
-        "largest_gap": certificate.to_dict()["largest_gap"],
-        "violations": max(certificate.violations.values()),
-        "objective": certificate.objective,
-        "peer": "cvxpy, fresh relaxation a user, Clarabel, rounded"
-        if weight
-        else "cvxpy, fresh MILP a user, HiGHS",
-        "peer_us_per_user": round(1e6 * theirs / len(slates), 1),
-        "peer_over_ours": round(theirs / ours, 2),
-        "peer_objective": float(np.mean([objective.value(chosen, user) for user, chosen in answers])),
-        "peer_violations": max(broken),
-        "peer_users_with_violations": float(np.mean(np.array(broken) > 0.0)),
+        "us_per_user": 1e6 * seconds / n,
+        "users": n,
+        "share_of_bound": float(np.nanmean(value(chosen)[there]) / bound[:n][there].mean()),
+        "users_broken": float((over(chosen)[there] > 1e-6).mean()),
     }
+
+
+def best_of(settings: Mapping[float, Row]) -> Row:
+    """The setting with the best objective, and its name."""
+    setting = max(settings, key=lambda s: settings[s]["share_of_bound"])
+    return settings[setting] | {"setting": setting}
+
+
+def heuristics(
+    data: Generated, relevance: NDArray[Any], n: int, value: Any, over: Any, bound: NDArray[Any]
+) -> dict[str, Row]:
+    """The heuristics, each at its best setting."""
+    unit, member = data.unit, data.member
+    scaled = relevance[:n] / relevance[:n].max(axis=1, keepdims=True)
+
+    def run(method: Any, features: NDArray[np.float64], settings: tuple[float, ...]) -> Row:
+        return best_of(
+            {
+                s: peer(lambda u: method(scaled[u], features[data.items[u]], K, s), n, value, over, bound)  # noqa: B023
+                for s in settings
+            }
+        )
+
+    return {
+        "MMR": run(mmr, unit, TRADES),
+        "greedy DPP": run(greedy_dpp, unit, SHARPNESS),
+        "xQuAD": run(xquad, member, tuple(round(1.0 - t, 2) for t in TRADES)),
+    }
+
+
+def row(
+    seconds: float, n: int, gap: float, violations: float, memory: float, peers: dict[str, Row], **more: Any
+) -> Row:
+    ours = 1e6 * seconds / n
+    sound = {k: p for k, p in peers.items() if p["share_of_bound"] >= 0.999 and p["users_broken"] == 0.0}
+    named = (
+        min(sound, key=lambda k: sound[k]["us_per_user"])
+        if sound
+        else max(peers, key=lambda k: peers[k]["share_of_bound"])
+    )
+    return {
+        "us_per_user": ours,
+        "users": n,
+        "gap": gap,
+        "violations": violations,
+        "peer": named,
+        "peer_over_ours": peers[named]["us_per_user"] / ours,
+        "peak_mb": memory,
+        **more,
+        "peers": peers,
+    }
+
+
+def whole(data: Generated, weight: float, users: NDArray[np.intp], primary_only: bool) -> float:
+    """Microseconds a user of the whole call, from frame to checked slates."""
+    catalogue = data.catalogue(primary=primary_only)
+    frame = data.frame(catalogue, users)
+    reranker = Reranker(EngagementDiversity(weight), rules())
+    seconds, slates = least(lambda: reranker.rerank(frame, catalogue, progress=False), 2)
+    return 1e6 * seconds / len(slates)
+
+
+def laminar(small: bool) -> Row:
+    data = generate(2_000 if small else 100_000)
+    call = (data.offsets, data.gains.ravel(), data.items.ravel(), data.tree)
+    solve_laminar(*call, threads=1)  # compiles
+    seconds, found = least(lambda: solve_laminar(*call, threads=1), 5)
+    memory, over = peak_mb(), broken(found.chosen, primary(data), data)
+    bound = np.where(found.feasible, found.objective, np.nan)
+    low, high = data.lower.astype(float), np.where(data.upper < K, data.upper, np.inf)
+    low[low == 0.0] = -np.inf
+    asked = np.isfinite(low) | np.isfinite(high)
+    program = (data, primary(data)[:, asked], low[asked], high[asked])
+
+    def measured(choose: Any, n: int) -> Row:
+        return peer(choose, n, partial(gained, data=data), partial(_over, data, primary(data)), bound)
+
+    peers = {
+        "HiGHS, one linear program a user": measured(solvers.with_highs(*program, whole=False), 200),
+        "cvxpy with Parameters, HiGHS": measured(solvers.with_cvxpy(*program, whole=False), 50),
+        "top k, no quotas": measured(lambda u: np.arange(K), 200),
+    } | heuristics(
+        data, data.gains, 200, partial(gained, data=data), partial(_over, data, primary(data)), bound
+    )
+    users = np.flatnonzero(found.feasible)[:20_000]
+    return row(
+        seconds, data.n_users, gap_of(gained(found.chosen, data), bound), float(over.max()), memory, peers,
+        whole_us_per_user=whole(data, 0.0, users, True),
+    )  # fmt: skip
+
+
+def _over(data: Generated, of_item: NDArray[np.float64], chosen: NDArray[Any]) -> NDArray[np.float64]:
+    return broken(chosen, of_item, data)
+
+
+def coupled(n_users: int, n_providers: int, small: bool) -> Row:
+    million = n_users >= 1_000_000
+    if small:
+        n_users = min(n_users, 1_000)
+    dtype = np.float32 if million else np.float64
+    threads = None if million else 1
+
+    def call(data: Generated) -> Any:
+        return solve_coupled(
+            data.offsets, data.gains.ravel(), data.items.ravel(), data.tree, data.shares, threads=threads
+        )
+
+    call(generate(500, dtype=dtype))  # compiles
+    data = generate(n_users, n_providers, dtype=dtype)
+    seconds, found = least(lambda: call(data), 1 if million else 3)
+    memory, slates = peak_mb(), found.chosen
+    outside = float(found.violations.max())
+    over = max(
+        float(broken(slates[start : start + 50_000], primary(data), _part(data, start)).max())
+        for start in range(0, n_users, 50_000)
+    )
+    peers: dict[str, Row] = {}
+    if n_users <= 10_000:
+        few = np.flatnonzero(found.feasible)
+        if n_users > 1_000:
+            peers["HiGHS, one integer program, stopped after 40 s"] = _together(data, few, found, 40.0)
+        else:
+            peers["HiGHS, one integer program"] = _together(data, few, found, 120.0)
+            peers["cvxpy, HiGHS, one integer program"] = _together(data, few, found, 120.0, by_cvxpy=True)
+    peers["P-MMF"] = _max_min(data, found, 20_000)
+    return row(
+        seconds, n_users, found.gap, max(outside, over), memory, peers,
+        evaluations=found.evaluations,
+    )  # fmt: skip
+
+
+def _part(data: Generated, start: int) -> Any:
+    return Generated(data.items[start : start + 50_000], data.gains[start : start + 50_000], *_facts(data))
+
+
+def _facts(data: Generated) -> tuple[Any, ...]:
+    return data.member, data.first, data.provider, data.cost, data.lower, data.upper, data.n_providers
+
+
+def _together(
+    data: Generated, users: NDArray[np.intp], found: Any, seconds: float, by_cvxpy: bool = False
+) -> Row:
+    start = time.perf_counter()
+    if by_cvxpy:
+        chosen = solvers.everybody_with_cvxpy(data, users, seconds)
+    else:
+        chosen, _ = solvers.everybody_with_highs(data, users, seconds)
+    spent = time.perf_counter() - start
+    return {"us_per_user": 1e6 * spent / len(users), "users": len(users)} | _quality(
+        data, users, chosen, found
+    )
+
+
+def _max_min(data: Generated, found: Any, most: int) -> Row:
+    """P-MMF over all users (of the first 20,000 the time), at the setting that breaks the fewest rows."""
+    n = min(data.n_users, most)
+    alone = Generated(data.items[:n], data.gains[:n], *_facts(data))
+    rows, users, settings = alone.shares, np.arange(n), {}
+    share = np.full(data.n_providers, K / data.n_providers)
+    relevance = data.gains[:n] / data.gains[:n].max(axis=1, keepdims=True)
+    for trade in (0.1, 1.0, 10.0):
+        method = ProviderMaxMin(share, rows.upper, trade)
+        start = time.perf_counter()
+        chosen = np.array([method.choose(relevance[u], data.provider[data.items[u]], K) for u in users])
+        spent = time.perf_counter() - start
+        quality = _quality(alone, users, chosen, found, scale=n / data.n_users)
+        settings[trade] = {"us_per_user": 1e6 * spent / n, "users": n, "setting": trade} | quality
+    return min(settings.values(), key=lambda s: (s["rows_broken"], -s["share_of_bound"]))
+
+
+def _quality(
+    data: Generated, users: NDArray[np.intp], chosen: NDArray[Any], found: Any, scale: float = 1.0
+) -> Row:
+    items = np.take_along_axis(data.items[users], np.maximum(chosen, 0), axis=1)
+    total = float(np.take_along_axis(data.gains[users], np.maximum(chosen, 0), axis=1).sum())
+    loads = np.bincount(data.provider[items.ravel()], minlength=data.n_providers)
+    rows, counts = data.shares, primary(data)[items].sum(axis=1)
+    over = np.maximum(data.lower - counts, counts - data.upper).max(axis=1)
+    missed = chosen[:, 0] < 0
+    if missed.all():
+        return {"share_of_bound": 0.0, "users_broken": 1.0, "rows_broken": data.n_providers}
+    return {
+        "share_of_bound": total / (found.bound * scale),
+        "users_broken": float((over > 0.0).mean()),
+        "rows_broken": int(((loads < rows.lower) | (loads > rows.upper)).sum()),
+    }
+
+
+def diverse(weight: float, small: bool) -> Row:
+    data = generate(200 if small else 2_000)
+    pairs, unit, factors = K * (K - 1), data.unit, sparse.csr_array(data.unit)
+    gains = (1.0 - weight) * data.gains / data.gains[:, :K].sum(axis=1, keepdims=True)
+    linear = np.full(len(data.member), weight / K + weight / pairs)
+    call = (data.offsets, gains.ravel(), data.items.ravel(), data.tree, factors, weight / pairs, linear)
+    solve_diverse(*call, threads=1)
+    seconds, found = least(lambda: solve_diverse(*call, threads=1))
+    memory, over = peak_mb(), broken(found.chosen, primary(data), data)
+
+    def value(chosen: NDArray[Any]) -> NDArray[np.float64]:
+        items = np.take_along_axis(data.items[: len(chosen)], np.maximum(chosen, 0), axis=1)
+        own = np.take_along_axis(gains[: len(chosen)], np.maximum(chosen, 0), axis=1).sum(axis=1)
+        z = unit[items].sum(axis=1)
+        return own + linear[items].sum(axis=1) - weight / pairs * np.square(z).sum(axis=1)
+
+    n, quotas = (20 if small else 100), partial(_over, data, primary(data))
+    relaxed = solvers.diverse_with_cvxpy(data, gains, linear, weight / pairs)
+    peers = {
+        "cvxpy with Parameters, Clarabel, relaxation rounded": peer(relaxed, n, value, quotas, found.bound)
+    }
+    peers |= heuristics(data, data.gains, n, value, quotas, found.bound)
+    users = np.flatnonzero(found.feasible)
+    catalogue = data.catalogue(primary=True)
+    reranker = Reranker(EngagementDiversity(weight), rules(), route="general")
+    few = data.frame(catalogue, users[: 3 if small else 10])
+    spent, slates = least(lambda: reranker.rerank(few, catalogue, progress=False), 1)
+    certificate = slates.certificate
+    peers["HiGHS, integer programs with tangents"] = {
+        "us_per_user": 1e6 * spent / len(slates),
+        "users": len(slates),
+        "share_of_bound": certificate.objective / certificate.bound,
+        "users_broken": 0.0,
+    }
+    return row(
+        seconds, data.n_users, gap_of(found.objective, found.bound), float(over.max()), memory, peers,
+        largest_gap=float(np.nanmax((found.bound - found.objective) / found.bound)),
+        whole_us_per_user=whole(data, weight, users, True),
+    )  # fmt: skip
+
+
+def exposure(small: bool) -> Row:
+    data = generate(500 if small else 20_000)
+    group = np.where(data.first < 2, 0, 1)
+    discount = 1.0 / np.log2(np.arange(K) + 2.0)
+    gains = data.gains * np.where(group[data.items] == 0, 0.6, 1.0)
+    order = np.argsort(-gains, axis=1, kind="stable")
+    gains, items = np.take_along_axis(gains, order, axis=1), np.take_along_axis(data.items, order, axis=1)
+    free = LaminarTree(np.zeros(len(group)), [-1], [K], [K])
+    call = (data.offsets, gains.ravel(), items.ravel(), free, group, discount)
+    solve_exposure(*call, threads=1)
+    seconds, found = least(lambda: solve_exposure(*call, threads=1))
+    memory = peak_mb()
+
+    def measured(solve: Callable[[int], tuple[float, float]], n: int) -> Row:
+        solve(0)
+        spent, answers = least(lambda: [solve(u) for u in range(n)], 1)
+        values, apart = np.array(answers).T
+        return {
+            "us_per_user": 1e6 * spent / n,
+            "users": n,
+            "share_of_bound": float(values.mean() / found.bound[:n].mean()),
+            "users_broken": float((apart > 1e-6).mean()),
+        }
+
+    of_users = group[items[:50]]
+    peers = {
+        "cvxpy with Parameters, HiGHS, doubly stochastic": measured(
+            solvers.parity_with_cvxpy(gains, of_users, discount), 20
+        ),
+        "HiGHS, doubly stochastic": measured(solvers.parity_with_highs(gains, of_users, discount), 20),
+    }
+    return row(
+        seconds, data.n_users, gap_of(found.objective, found.bound), float(np.nanmax(found.violation)),
+        memory, peers,
+    )  # fmt: skip
+
+
+def overlapping(knapsack: bool, small: bool) -> Row:
+    data = generate(100 if small else 1_000)
+    asked = np.flatnonzero((data.lower > 0) | (data.upper < K))
+    of_items = data.member[:, asked]
+    low = np.where(data.lower > 0, data.lower, -np.inf)[asked]
+    high = np.where(data.upper < K, data.upper, np.inf)[asked]
+    if knapsack:
+        of_items = np.column_stack([of_items, data.cost])
+        low, high = np.append(low, -np.inf), np.append(high, COST_CAP)
+    call = (data.offsets, data.gains.ravel(), data.items.ravel(), K, of_items, low, high)
+    solve_direct(*call)
+    seconds, found = least(lambda: solve_direct(*call))
+    memory = peak_mb()
+
+    def over(chosen: NDArray[Any]) -> NDArray[np.float64]:
+        items = np.take_along_axis(data.items[: len(chosen)], np.maximum(chosen, 0), axis=1)
+        sums = of_items[items].sum(axis=1)
+        return np.maximum(0.0, np.maximum(low - sums, sums - high)).max(axis=1) * (chosen[:, 0] >= 0)
+
+    value, n = partial(gained, data=data), 10 if small else 50
+    program = (data, of_items, low, high)
+    peers = {
+        "HiGHS, one integer program a user": peer(
+            solvers.with_highs(*program, whole=True), n, value, over, found.bound
+        ),
+        "cvxpy with Parameters, HiGHS": peer(
+            solvers.with_cvxpy(*program, whole=True), n, value, over, found.bound
+        ),
+    } | heuristics(data, data.gains, n, value, over, found.bound)
+    more = {"linear_programs": float(found.solves.mean())}
+    if not knapsack:
+        more["whole_us_per_user"] = whole(data, 0.0, np.flatnonzero(found.feasible), False)
+    return row(
+        seconds, data.n_users, gap_of(found.objective, found.bound), float(over(found.chosen).max()), memory,
+        peers, **more,
+    )  # fmt: skip
+
+
+def frame_boundary(small: bool) -> Row:
+    n = 2_000 if small else 20_000
+    data = generate(n)
+    catalogue = data.catalogue(primary=True)
+    frame = data.frame(catalogue, np.arange(n))
+    chosen = np.tile(np.arange(K, dtype=np.int32), (n, 1))
+    shuffled = frame.sample(frac=1.0, random_state=0, ignore_index=True)
+    seconds, _ = least(lambda: CandidateTable.read(frame, catalogue, K).slates(chosen))
+    memory = peak_mb()
+    disordered, _ = least(lambda: CandidateTable.read(shuffled, catalogue, K).slates(chosen))
+
+    def sort_head() -> Any:
+        ordered = frame.sort_values(["user", "relevance"], ascending=[True, False], kind="stable")
+        return ordered.groupby("user", sort=False).head(K)
+
+    few = frame.head(500 * N)
+    plain, _ = least(sort_head, 1)
+    applied, _ = least(lambda: few.groupby("user").apply(lambda part: part.nlargest(K, "relevance")), 1)
+    same = {"share_of_bound": 1.0, "users_broken": 0.0}
+    peers = {
+        "pandas, sort_values and groupby.head": {"us_per_user": 1e6 * plain / n, "users": n} | same,
+        "pandas, groupby.apply": {"us_per_user": 1e6 * applied / 500, "users": 500} | same,
+    }
+    return row(seconds, n, 0.0, 0.0, memory, peers, shuffled_us_per_user=1e6 * disordered / n)
+
+
+ROWS: dict[str, Callable[[bool], Row]] = {
+    "laminar": laminar,
+    "laminar_numpy": laminar,
+    "coupled_1k_40": partial(coupled, 1_000, 40),
+    "coupled_10k_40": partial(coupled, 10_000, 40),
+    "coupled_100k_40": partial(coupled, 100_000, 40),
+    "coupled_10k_400": partial(coupled, 10_000, 400),
+    "diverse": partial(diverse, 0.3),
+    "diverse_high": partial(diverse, 0.9),
+    "exposure": exposure,
+    "overlapping": partial(overlapping, False),
+    "knapsack": partial(overlapping, True),
+    "frame_boundary": frame_boundary,
+    "coupled_1m_400": partial(coupled, 1_000_000, 400),
+}
+
+
+def work(name: str, small: bool) -> Row:
+    """One row, in a process of its own; whatever solvers write to standard output goes to standard error."""
+    os.dup2(2, 1)
+    return ROWS[name](small)
 
 
 def main() -> None:
@@ -131,22 +480,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--users", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    # HiGHS writes a banner to the process's standard output, past sys.stdout; standard error gets it instead.
-    with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)
-        frame, catalogue = generate(arguments.users, np.random.default_rng(arguments.seed))
-        rows = {
-            name: row(weight, frame, catalogue, arguments.repeats)
-            for name, weight in (("linear", 0.0), ("diverse", 0.3))
-        }
-        if arguments.json:
-            print(json.dumps(rows), file=out)
-        else:
-            print(pd.DataFrame(rows).to_string(), file=out)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help="rows to run")
+    parser.add_argument("--scale", action="store_true", help="a million users too")
+    parser.add_argument("--small", action="store_true", help="fewer users, to see that it runs")
+    options = parser.parse_args()
+    names = options.rows or [name for name in ROWS if name != "coupled_1m_400" or options.scale]
+    report = {}
+    for name in names:
+        # A process a row, so that memory is the row's own, and so that numba can be left out.
+        os.environ["NUMBA_DISABLE_JIT"] = "1" if name == "laminar_numpy" else "0"
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            report[name] = pool.submit(work, name, options.small).result()
+        if not options.json:
+            print(name, *(f"  {key}: {value}" for key, value in report[name].items()), sep="\n", flush=True)
+    if options.json:
+        print(json.dumps(report))
 
 
 if __name__ == "__main__":
