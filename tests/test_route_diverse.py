@@ -367,7 +367,7 @@ def test_where_diversity_weighs_most_every_bound_holds_and_few_are_loose(weight:
         for nodes in (1, 2, 5):
             bound = bound_at_one_point(case, u, nodes)
             # No slate of four has a diversity above 1, and a tangent alone says 1.05.
-            assert optimum <= bound <= min(1.0 + 1e-9, 1.03 * optimum)
+            assert optimum <= bound <= min(1.0 + 1e-9, 1.06 * optimum)
 
 
 @pytest.mark.parametrize("weight", [0.9, 1.0])

@@ -98,7 +98,7 @@ class ProviderMaxMin:
     """
 
     def __init__(
-        self, share: Floats, capacity: Floats, trade: float, step: float = 0.1, momentum: float = 0.2
+        self, share: Floats, capacity: Floats, trade: float, step: float = 1e-3, momentum: float = 0.2
     ) -> None:
         self._share, self._left, self._trade = share, capacity.astype(np.float64), trade
         self._step, self._momentum = step, momentum
