@@ -161,16 +161,15 @@ def compared(
     }
     provider = catalogue.provider_codes[table.items]
     if any(rule.scope == "population" for rule in rules):
-        shares = np.full(len(catalogue.provider_names), 1e-9)
-        named = [rule for rule in rules if isinstance(rule, ProviderMinimum)]
-        for rule in named:
-            code = catalogue.provider_names.index(rule.provider)
-            shares[code] = rule.bound(table) / len(table)
-        caps = [rule.bound(table) for rule in rules if isinstance(rule, ProviderMaximum)]
-        capacity = np.full(len(shares), min(caps, default=np.inf))
+        most = min(rule.bound(table) for rule in rules if isinstance(rule, ProviderMaximum))
+        room = np.full(len(catalogue.provider_names), np.inf)
+        for rule in rules:
+            if isinstance(rule, ProviderMinimum) and rule.provider is not None:
+                room[catalogue.provider_names.index(rule.provider)] = most / len(table)
+        capacity = np.full(len(room), most)
         tried = []
         for trade in (0.01, 0.1, 1.0):
-            method = ProviderMaxMin(shares, capacity, trade)
+            method = ProviderMaxMin(room, capacity, trade)
             found = figures(lambda part: method.choose(scaled[part], provider[part], K))  # noqa: B023
             tried.append(found | {"setting": trade})
         answers["P-MMF"] = min(tried, key=lambda f: (f["rules_about_all_broken"], -f["engagement"]))

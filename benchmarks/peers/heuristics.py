@@ -82,12 +82,14 @@ def xquad(relevance: Floats, member: Floats, k: int, trade: float) -> Slate:
 class ProviderMaxMin:
     """Slates user by user, with prices that raise the provider who is worst off: P-MMF.
 
-    Maximises mean relevance plus ``trade`` times the least exposure over its fair share. The dual is bounded
-    by ``sum of negative parts of share * price >= -trade``, and moves against the momentum of its gradient
-    after each user; providers whose capacity is used up are no longer shown.
+    Maximises mean relevance plus ``trade`` times the least exposure over its provider's room, where exposure
+    has to stay within the room. The dual is bounded by ``sum of negative parts of room * price >= -trade``,
+    and moves against the momentum of its gradient after each user; providers whose capacity is used up are no
+    longer shown.
 
     Args:
-        share: Exposure that each provider should get a user, shape ``(n_providers,)``, summing to k.
+        room: Most exposure a user of each provider, shape ``(n_providers,)``; infinite for a provider that
+            fairness is not about, whose price stays 0.
         capacity: Most exposure of each provider in total.
         trade: Weight of the least exposure.
         step: Step size of the mirror descent.
@@ -98,11 +100,12 @@ class ProviderMaxMin:
     """
 
     def __init__(
-        self, share: Floats, capacity: Floats, trade: float, step: float = 1e-3, momentum: float = 0.2
+        self, room: Floats, capacity: Floats, trade: float, step: float = 1e-3, momentum: float = 0.2
     ) -> None:
-        self._share, self._left, self._trade = share, capacity.astype(np.float64), trade
+        self._room, self._left, self._trade = room, capacity.astype(np.float64), trade
+        self._about = np.isfinite(room)
         self._step, self._momentum = step, momentum
-        self._price, self._gradient = np.zeros(len(share)), np.zeros(len(share))
+        self._price, self._gradient = np.zeros(len(room)), np.zeros(len(room))
 
     def choose(self, relevance: Floats, provider: NDArray[np.integer], k: int) -> Slate:
         """The next user's slate."""
@@ -110,12 +113,14 @@ class ProviderMaxMin:
         score = np.where(self._left[provider] > 0.0, score, -1e6 + score)
         slate = np.argpartition(-score, k)[:k]
         slate = slate[np.argsort(-score[slate], kind="stable")]
-        shown = np.bincount(provider[slate], minlength=len(self._share))
+        shown = np.bincount(provider[slate], minlength=len(self._room))
         self._left -= shown
-        # The price rises with exposure above the share, in units of the share.
-        self._gradient = self._momentum * (self._share - shown) + (1.0 - self._momentum) * self._gradient
-        scaled = self._share * self._price - self._step * self._gradient / np.maximum(self._share, 1e-12)
-        self._price = _within(scaled, self._trade) / np.maximum(self._share, 1e-12)
+        about, room = self._about, self._room[self._about]
+        # The price falls while exposure is below the room, in units of the room.
+        newest = self._momentum * (room - shown[about])
+        self._gradient[about] = newest + (1.0 - self._momentum) * self._gradient[about]
+        scaled = room * self._price[about] - self._step * self._gradient[about] / room
+        self._price[about] = _within(scaled, self._trade) / room
         return slate
 
 
@@ -126,5 +131,5 @@ def _within(scaled: Floats, radius: float) -> Floats:
         return scaled
     falling = np.sort(owed)[::-1]
     excess = (np.cumsum(falling) - radius) / np.arange(1, len(owed) + 1)
-    cut = excess[np.flatnonzero(falling > excess)[-1]]
+    cut = excess[max(0, int((falling > excess).sum()) - 1)]
     return np.where(scaled < 0.0, -np.maximum(0.0, owed - cut), scaled)
