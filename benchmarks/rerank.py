@@ -9,7 +9,7 @@ Each user has 200 candidates in 18 categories and a slate of 10; see ``peers/gen
   places. ``--scale`` adds a million users with gains in float32, on all cores.
 - ``warm_<users>_<providers>``: the same again after two bounds have moved a little.
 - ``diverse``: weight 0.3 on intra-list diversity, with quotas; ``diverse_high`` puts 0.9.
-- ``exposure``: parity of two groups in expectation.
+- ``exposure``: parity of two groups in expectation; ``exposure_4_groups`` of four.
 - ``overlapping``: quotas on all categories of an item; ``knapsack`` caps a cost as well, and
   ``diverse_overlapping`` adds weight 0.3 on diversity, and is timed as a whole.
 - ``frame_boundary``: a long pandas frame in, a long frame of slates out, and nothing between.
@@ -67,6 +67,7 @@ from recsys_budget.rerank.routes.direct import solve_direct
 from recsys_budget.rerank.routes.diverse import solve_diverse
 from recsys_budget.rerank.routes.exposure import solve_exposure
 from recsys_budget.rerank.routes.laminar import LaminarTree, solve_laminar
+from recsys_budget.rerank.routes.parities import solve_parities
 
 Row = dict[str, Any]
 TRADES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -390,28 +391,54 @@ def diverse(weight: float, small: bool) -> Row:
     )  # fmt: skip
 
 
-def exposure(small: bool) -> Row:
-    data = generate(500 if small else 20_000)
-    group = np.where(data.first < 2, 0, 1)
+def exposure(n_groups: int, small: bool) -> Row:
+    """Groups by primary category, so that the first has about a quarter of the items; two go by price search."""
+    n = (200 if small else 20_000) if n_groups == 2 else (100 if small else 1_000)
+    data = generate(n)
+    group = np.searchsorted([1, 4, 9][: n_groups - 1], data.first, side="left")
     discount = 1.0 / np.log2(np.arange(K) + 2.0)
     gains = data.gains * np.where(group[data.items] == 0, 0.6, 1.0)
     order = np.argsort(-gains, axis=1, kind="stable")
     gains, items = np.take_along_axis(gains, order, axis=1), np.take_along_axis(data.items, order, axis=1)
     free = LaminarTree(np.zeros(len(group)), [-1], [K], [K])
-    call = (data.offsets, gains.ravel(), items.ravel(), free, group, discount)
-    solve_exposure(*call, threads=1)
-    seconds, found = least(lambda: solve_exposure(*call, threads=1))
-    memory = peak_mb()
+    asked = (data.offsets, gains.ravel(), items.ravel(), free)
+    averages = np.stack(
+        [(group[items] == g) / (group[items] == g).sum(axis=1, keepdims=True) for g in range(n_groups)]
+    )
+    columns = (averages[:-1] - averages[1:]).reshape(n_groups - 1, -1).T
 
-    def measured(solve: Callable[[int], tuple[float, float]], n: int) -> Row:
+    def call() -> Any:
+        if n_groups == 2:
+            return solve_exposure(*asked, group, discount, threads=1)
+        return solve_parities(*asked, columns, np.ones(n_groups - 1, bool), discount)
+
+    call()
+    seconds, found = least(call, 2)
+    memory = peak_mb()
+    if n_groups == 2:
+        apart = float(np.nanmax(found.violation))
+    else:
+        shown = np.zeros((n, N, 1))
+        for c in range(found.chances.shape[1]):
+            rows, chance = np.maximum(found.rankings[:, c], 0), found.chances[:, c, None]
+            np.put_along_axis(
+                shown[..., 0],
+                rows,
+                np.take_along_axis(shown[..., 0], rows, axis=1) + chance * discount,
+                axis=1,
+            )
+        sums = (columns.reshape(n, N, -1) * shown).sum(axis=1)
+        apart = float(np.abs(sums).max())
+
+    def measured(solve: Callable[[int], tuple[float, float]], n_peer: int) -> Row:
         solve(0)
-        spent, answers = least(lambda: [solve(u) for u in range(n)], 1)
-        values, apart = np.array(answers).T
+        spent, answers = least(lambda: [solve(u) for u in range(n_peer)], 1)
+        values, differ = np.array(answers).T
         return {
-            "us_per_user": 1e6 * spent / n,
-            "users": n,
-            "share_of_bound": float(values.mean() / found.bound[:n].mean()),
-            "users_broken": float((apart > 1e-6).mean()),
+            "us_per_user": 1e6 * spent / n_peer,
+            "users": n_peer,
+            "share_of_bound": float(values.mean() / found.bound[:n_peer].mean()),
+            "users_broken": float((differ > 1e-6).mean()),
         }
 
     of_users = group[items[:50]]
@@ -421,10 +448,7 @@ def exposure(small: bool) -> Row:
         ),
         "HiGHS, doubly stochastic": measured(solvers.parity_with_highs(gains, of_users, discount), 20),
     }
-    return row(
-        seconds, data.n_users, gap_of(found.objective, found.bound), float(np.nanmax(found.violation)),
-        memory, peers,
-    )  # fmt: skip
+    return row(seconds, n, gap_of(found.objective, found.bound), apart, memory, peers)
 
 
 def diverse_overlapping(small: bool) -> Row:
@@ -536,7 +560,8 @@ ROWS: dict[str, Callable[[bool], Row]] = {
     "warm_10k_40": partial(warm, 10_000, 40),
     "diverse": partial(diverse, 0.3),
     "diverse_high": partial(diverse, 0.9),
-    "exposure": exposure,
+    "exposure": partial(exposure, 2),
+    "exposure_4_groups": partial(exposure, 4),
     "overlapping": partial(overlapping, False),
     "knapsack": partial(overlapping, True),
     "diverse_overlapping": diverse_overlapping,
