@@ -343,7 +343,7 @@ def _quality(
 
 
 def diverse(weight: float, small: bool) -> Row:
-    data = generate(200 if small else 2_000)
+    data = generate(200 if small else 500 if weight > 0.5 else 2_000)
     pairs, unit, factors = K * (K - 1), data.unit, sparse.csr_array(data.unit)
     gains = (1.0 - weight) * data.gains / data.gains[:, :K].sum(axis=1, keepdims=True)
     linear = np.full(len(data.member), weight / K + weight / pairs)
@@ -392,7 +392,7 @@ def diverse(weight: float, small: bool) -> Row:
 
 
 def exposure(n_groups: int, small: bool) -> Row:
-    """Groups by primary category, so that the first has about a quarter of the items; two go by price search."""
+    """Groups by primary category, so that the first has about a quarter of the items."""
     n = (200 if small else 20_000) if n_groups == 2 else (100 if small else 1_000)
     data = generate(n)
     group = np.searchsorted([1, 4, 9][: n_groups - 1], data.first, side="left")

@@ -56,7 +56,7 @@ class Mixtures:
         """
         firsts = self.frame.drop_duplicates(["user", "ranking"])
         user, numbers = pd.factorize(firsts["user"])
-        # The first ranking whose chance, with those before it, exceeds the draw; the last where they round off.
+        # The first ranking whose chance, with those before it, exceeds the draw.
         upto = firsts["probability"].groupby(user).cumsum().to_numpy()
         draws = np.random.default_rng(rng).random(len(numbers))
         passed = np.bincount(user, upto <= draws[user], minlength=len(numbers)).astype(np.int64)

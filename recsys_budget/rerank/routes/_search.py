@@ -217,7 +217,7 @@ def _above(
 
     The slope leaves out that rows may cost ``v^2``: with it, y would stay where all rows do.
     """
-    over = _level(y, rows, near)
+    over: float = _level(y, rows, near)
     for j in range(len(y)):
         slope[j] = 2.0 * (near[j] - z[j])
         over += z[j] * z[j]

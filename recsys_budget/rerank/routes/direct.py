@@ -179,7 +179,7 @@ def _diversity(
     """Dense factors and what is added to gains, by item."""
     factors = np.zeros((n_items, 0))
     if factor_of_item is not None and curvature:
-        dense = factor_of_item.toarray() if sparse.issparse(factor_of_item) else factor_of_item
+        dense = sparse.csr_array(factor_of_item).toarray()
         factors = np.ascontiguousarray(dense, np.float64)
     linear = np.zeros(n_items) if linear_of_item is None else np.asarray(linear_of_item, np.float64)
     if len(factors) != n_items or linear.shape != (n_items,):
