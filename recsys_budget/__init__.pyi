@@ -36,9 +36,8 @@ from .errors import InfeasibleError as InfeasibleError
 from .errors import RecsysBudgetError as RecsysBudgetError
 from .errors import SolverTimeoutError as SolverTimeoutError
 from .errors import SpecificationError as SpecificationError
-from .frontier import Frontier as Frontier
-from .frontier import diversity_frontier as diversity_frontier
-from .frontier import epsilon_frontier as epsilon_frontier
+from .frontiers import Frontier as Frontier
+from .frontiers import frontier as frontier
 from .metrics import intra_list_diversity as intra_list_diversity
 from .metrics import ranking_metrics as ranking_metrics
 from .models import EASE as EASE

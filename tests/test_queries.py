@@ -19,7 +19,7 @@ from recsys_budget.errors import (
     SpecificationError,
     UnsupportedMechanismError,
 )
-from recsys_budget.frontier import Frontier
+from recsys_budget.frontiers import Frontier
 from recsys_budget.metrics import calibration_kl, ranking_metrics
 from recsys_budget.models import Popularity
 from recsys_budget.privacy import (

@@ -14,7 +14,7 @@ from recsys_budget.cli.report import DemoResult, write_report
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Constraint, SlateSize
 from recsys_budget.data import DATASETS, Interactions, ItemCatalogue, hold_out_users, k_core, load_dataset
 from recsys_budget.errors import SpecificationError
-from recsys_budget.frontier import diversity_frontier, epsilon_frontier
+from recsys_budget.frontiers import frontier
 from recsys_budget.metrics import intra_list_diversity, ranking_metrics
 from recsys_budget.models import EASE, Popularity, PrivateAutoencoder, Recommender
 from recsys_budget.privacy import PrivacyBudget, PrivacyLedger
@@ -97,8 +97,10 @@ def run_demo(
         stage("sweep the frontiers")
         few = candidates[candidates["user"].isin(served.users[:SWEPT_USERS])]
         frontiers = (
-            epsilon_frontier(model, fold_in, held_out, metric=METRICS[0]),
-            diversity_frontier(few, train.catalogue, rules, progress=progress),
+            frontier(model, fold_in, "epsilon", held_out=held_out, metric=METRICS[0], progress=progress),
+            frontier(
+                few, train.catalogue, "diversity", reranker=Reranker(constraints=rules), progress=progress
+            ),
         )
         stage("done")
 

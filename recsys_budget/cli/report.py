@@ -13,7 +13,7 @@ import pandas as pd
 from recsys_budget import __version__
 from recsys_budget.constraints import Constraint
 from recsys_budget.data import ItemCatalogue
-from recsys_budget.frontier import Frontier
+from recsys_budget.frontiers import Frontier
 from recsys_budget.privacy import Receipt, round_up
 from recsys_budget.rerank import Slates
 

@@ -51,7 +51,7 @@ class Interactions:
         # Sensitivities rest on one row a pair, so that is checked however the table was made.
         if not all(np.issubdtype(a.dtype, np.integer) for a in (self.indptr, self.indices)):
             raise SpecificationError(
-                f"indptr is {self.indptr.dtype} and indices {self.indices.dtype}; both must hold whole numbers"
+                f"indptr is {self.indptr.dtype}, indices {self.indices.dtype}; both must hold whole numbers"
             )
         lengths = np.diff(self.indptr)
         same_user = np.ones(max(len(self.indices) - 1, 0), bool)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys_budget.constraints import Constraint
+from recsys_budget.constraints import Constraint, Soft
+from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import SpecificationError
 
 
@@ -44,6 +45,30 @@ def moved_by(rule: Constraint, field: str, change: float, *, tidy: bool = True) 
         return replace(rule, **changes)
     except SpecificationError:
         return None
+
+
+def with_number(rule: Constraint, number: float) -> tuple[Constraint, str, int]:
+    """The rule asking for another number, the field that has it, and the sign of :func:`number_of`.
+
+    Raises:
+        SpecificationError: The rule has no such number, or does not allow this one.
+    """
+    inner = hard_part(rule)
+    field, sign = number_of(inner)
+    if field is None:
+        raise SpecificationError(f"{rule.name!r} has no number that says how much it asks")
+    whole = isinstance(getattr(inner, field), int | np.integer)
+    if whole and float(number) != round(number):
+        raise SpecificationError(f"{rule.name!r}: {field}={number!r}, but it must be a whole number")
+    changes: dict[str, Any] = {field: round(number) if whole else float(number)}
+    if _is_named_by_numbers(inner):
+        changes["name"] = ""
+    moved = replace(inner, **changes)
+    if isinstance(rule, Soft):
+        moved = Soft(
+            moved, rule.weight, name=rule.name if rule.name != inner.name else "", reason=rule.reason
+        )
+    return moved, field, sign
 
 
 def _is_named_by_numbers(rule: Constraint) -> bool:

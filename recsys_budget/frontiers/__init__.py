@@ -1,0 +1,6 @@
+"""Trade-offs, measured point by point."""
+
+from recsys_budget.frontiers.frontier import Frontier, Point
+from recsys_budget.frontiers.sweep import frontier
+
+__all__ = ["Frontier", "Point", "frontier"]
