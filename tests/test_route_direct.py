@@ -22,6 +22,8 @@ from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import direct as route
+from recsys_budget.rerank.routes._core import bound_at
+from recsys_budget.rerank.routes._program import Program
 from recsys_budget.rerank.routes.direct import DirectSlates, solve_direct
 
 N_ITEMS = 12
@@ -304,7 +306,7 @@ def test_a_solver_that_lies_costs_time_and_nothing_else(monkeypatch: pytest.Monk
     case = replace(case, lower=np.where(np.isfinite(case.lower), 1.0, -np.inf))
     truth = case.solve()
     assert truth.feasible.all()
-    honest = route._Program.solve
+    honest = Program.solve
 
     def solve(self: Any, state: Any) -> Any:
         fractions, prices, slopes, ray = honest(self, state)
@@ -318,7 +320,7 @@ def test_a_solver_that_lies_costs_time_and_nothing_else(monkeypatch: pytest.Monk
             fractions, prices = np.zeros(len(fractions)), np.zeros(len(prices))
         return fractions, prices, slopes, ray
 
-    monkeypatch.setattr(route._Program, "solve", solve)
+    monkeypatch.setattr(Program, "solve", solve)
     found = case.solve(nodes=100_000)
     np.testing.assert_allclose(found.objective, truth.objective)
     assert (found.bound >= truth.objective - 1e-12).all()
@@ -468,7 +470,7 @@ def test_any_prices_bound_every_slate(make: Callable[[int], Case]) -> None:
             within = [v for s, v in possible.items() if (state[list(s)] >= 0).all() and kept[0] in s]
             price = rng.normal(size=4) * rng.choice([0.01, 0.3, 3.0])
             slope = 2.0 * case.curvature * 5.0 * rng.random(factors.shape[1])
-            bound = route._bound(
+            bound = bound_at(
                 gains, case.rules[alone.items], alone.lower, alone.upper, factors, case.curvature, price,
                 slope, state, 5, np.empty(14),
             )  # fmt: skip
