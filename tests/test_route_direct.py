@@ -139,7 +139,7 @@ def test_every_slate_tried(case: Case, gap: float) -> None:
     check(case, case.solve(gap=gap), gap)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases(diverse=True), st.sampled_from([0.0, 1e-3, 0.1]))
 def test_every_diverse_slate_tried(case: Case, gap: float) -> None:
     check(case, case.solve(gap=gap, nodes=100_000), gap)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import NumericalError
+from recsys_budget.rerank.routes._core import ROUNDING
 
 _ROUNDS = 20  # most linear programs between which tangents are added
 _TANGENTS = (0.5, 1.0, 2.0)  # where the first ones touch
@@ -32,6 +33,11 @@ class User:
         """Objective of a slate, summed in the order of rows."""
         z = self.factors[slate].sum(axis=0)
         return float(sum(self.gain[slate].tolist())) - self.curvature * float(z @ z)
+
+    def rounding(self, k: int) -> float:
+        """By how much the squares of a slate's sums may round; 0 where there are none."""
+        longest = float(np.sqrt(np.square(self.factors).sum(axis=1)).max(initial=0.0))
+        return ROUNDING * self.curvature * (k * longest) ** 2
 
     def dense(self) -> NDArray[np.float64]:
         """The rules without the count, ``(n, n_rules)``."""

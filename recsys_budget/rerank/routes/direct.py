@@ -165,7 +165,7 @@ def solve_direct(
             if found.ray is not None:
                 rays[u] = found.ray / size
         if not impossible[u]:
-            bound[u] = max(found.closed, found.objective)
+            bound[u] = max(found.closed, found.objective + user.rounding(k))
     return DirectSlates(chosen, chosen[:, 0] >= 0, impossible, objective, bound, prices, rays, solves)
 
 
