@@ -98,7 +98,7 @@ class ParityReranker:
             raise SpecificationError("parity must be one ExposureParity or several")
         if len({rule.discount for rule in self._parities}) > 1:
             raise SpecificationError("rules of parity must agree on what each place is worth: one discount")
-        names = [rule.name for rule in (*self._rules, *self._parities)]
+        names = [rule.name for rule in self._rules] + [rule.name for rule in self._parities]
         if len(set(names)) < len(names):
             raise SpecificationError("two rules of a mixture have the same name; name one of them otherwise")
         if sum(isinstance(rule, SlateSize) for rule in self._rules) != 1:
@@ -238,7 +238,8 @@ class ParityReranker:
                 owner.append(at)
         several = solve_parities(*asked, np.column_stack(columns), np.array(equal), worth)
         prices = np.zeros((len(table), len(self._parities)))
-        np.add.at(prices, (slice(None), np.array(owner)), np.abs(several.prices))
+        for column, at in enumerate(owner):
+            prices[:, at] += np.abs(several.prices[:, column])
         return _Mixed(
             several.rankings, several.chances, several.feasible, several.impossible, several.bound, prices,
             several.solves, "HIGHS",
