@@ -238,8 +238,8 @@ class ParityReranker:
                 owner.append(at)
         several = solve_parities(*asked, np.column_stack(columns), np.array(equal), worth)
         prices = np.zeros((len(table), len(self._parities)))
-        for column, at in enumerate(owner):
-            prices[:, at] += np.abs(several.prices[:, column])
+        for row, owned in enumerate(owner):
+            prices[:, owned] += np.abs(several.prices[:, row])
         return _Mixed(
             several.rankings, several.chances, several.feasible, several.impossible, several.bound, prices,
             several.solves, "HIGHS",

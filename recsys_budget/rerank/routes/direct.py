@@ -275,7 +275,7 @@ def _canonical(user: User, rules: NDArray[np.float64], found: _Found) -> _Found:
     if found.objective == -np.inf:
         return found
     slate = {int(row) for row in found.slate}
-    if len(np.unique(user.gain)) < len(user.gain):
+    if (np.diff(np.sort(user.gain)) == 0.0).any():
         for row in sorted(slate):
             same = np.flatnonzero((user.gain[:row] == user.gain[row]) & (user.marks[:row] == 0))
             equal = (rules[same] == rules[row]).all(axis=1)
