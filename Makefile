@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # One thread per library: the tests run in two processes, and threads of BLAS and torch would fight over cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test bench lab notebooks format clean
+.PHONY: demo test bench lab notebooks docs format clean
 
 demo: $(VENV)/ready
 	$(BIN)/recsys-budget demo
 
 test: $(VENV)/ready
+	.ci/chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -29,6 +30,10 @@ notebooks: $(VENV)/ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='{"kernelspec", "widgets", ("language_info", "name")}' \
 	  notebooks/*.ipynb
+
+# The site, without a network and without a warning: out/docs/html/index.html.
+docs: $(VENV)/ready
+	$(BIN)/sphinx-build -q -W --keep-going -b html -d out/docs/trees docs out/docs/html
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

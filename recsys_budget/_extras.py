@@ -10,6 +10,8 @@ from recsys_budget.errors import MissingExtraError
 _PACKAGES = {
     "train": ("torch", "opacus", "dp_accounting"),
     "metrics": ("ranx",),
+    "notebook": ("ipywidgets", "anywidget"),
+    "compare": ("implicit",),
 }
 
 
@@ -18,7 +20,7 @@ def extra(name: str) -> Iterator[None]:
     """Import optional packages inside this block.
 
     Args:
-        name: The extra that the imported packages belong to: ``"train"`` or ``"metrics"``.
+        name: The extra that the imported packages belong to, such as ``"train"``.
 
     Raises:
         MissingExtraError: One of the extra's packages is not installed. Any other missing module is a bug

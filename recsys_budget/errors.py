@@ -133,6 +133,18 @@ class UnsupportedMechanismError(BudgetError, TypeError):
     """A mechanism that the accountant cannot interpret; nothing was spent."""
 
 
+class SensitivityError(BudgetError):
+    """A made-up user moved the clipped sum of gradients by more than its bound: noise would not cover it.
+
+    Attributes:
+        sensitivity: How far, in units of the bound.
+    """
+
+    def __init__(self, message: str, *, sensitivity: float) -> None:
+        self.sensitivity = sensitivity
+        super().__init__(message)
+
+
 class SolverError(RecsysBudgetError):
     """Base of errors about solving and fitting."""
 
@@ -163,6 +175,20 @@ class SolverTimeoutError(SolverError):
 
     def __init__(self, message: str, *, time_limit: float, users: Sequence[str], n_users: int) -> None:
         self.time_limit, self.users, self.n_users = time_limit, tuple(users), n_users
+        super().__init__(message)
+
+
+class UnprovenBoundsError(SolverError):
+    """Noisy loads that do not prove every hard bound about all slates, so no slate is handed out.
+
+    The budget is spent. All that this error says is made from what was released.
+
+    Attributes:
+        certificate: The :class:`~recsys_budget.rerank.PrivateCertificate` of the slates not handed out.
+    """
+
+    def __init__(self, message: str, *, certificate: Any) -> None:
+        self.certificate = certificate
         super().__init__(message)
 
 

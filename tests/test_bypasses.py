@@ -366,27 +366,43 @@ def test_the_inner_optimizer_stepped_in_the_middle_of_a_step(noise, reservation,
 def test_the_step_hook_replaced(noise, reservation, monkeypatch):
     """Opacus's accountant is a hook of its optimizer: with one's own, 50 steps cost epsilon 0."""
     hooked = []
-    make = opacus_module._Optimizer.__init__
+    attach = opacus_module._Optimizer.attach_step_hook
+    monkeypatch.setattr(
+        opacus_module._Optimizer,
+        "attach_step_hook",
+        lambda self, hook: attach(self, lambda optimizer: hooked.append(1)),
+    )
+    module = linear()
+    before = values(module)
+    with pytest.raises(ReservationError, match="accountant saw 0"):
+        train(reservation, noise, module=module)
+    # The step that nobody saw was paid for all the same, and the module is as it was before it.
+    assert len(hooked) == noise.releases == reservation.used(SCHEDULE) == 1
+    assert same(values(module), before)
 
-    def with_hook(self, *arguments, **keywords):
-        make(self, *arguments, **keywords)
-        self.attach_step_hook(lambda optimizer: hooked.append(1))
 
-    monkeypatch.setattr(opacus_module._Optimizer, "__init__", with_hook)
-    train(reservation, noise)
-    train(reservation, noise)
-    # The hook runs, and counts nothing that matters: releases were taken before each step.
-    assert len(hooked) == noise.releases == reservation.used(SCHEDULE) == STEPS
+def test_a_step_that_opacus_saw_twice(noise, reservation, monkeypatch):
+    """The same sum released twice: the mean of the two has less noise than was paid for."""
+    release = opacus_module._Optimizer.pre_step
+
+    def twice(self, closure=None):
+        release(self)
+        return release(self)
+
+    monkeypatch.setattr(opacus_module._Optimizer, "pre_step", twice)
+    with pytest.raises(ReservationError, match="accountant saw 2"):
+        train(reservation, noise)
+    assert reservation.used(SCHEDULE) == 1
 
 
-def test_opacus_accountants_are_not_asked(noise, reservation, monkeypatch):
+def test_opacus_accountants_decide_nothing(noise, reservation, monkeypatch):
+    """They see every step, but nobody asks what it cost, and a fresh one brings no step back."""
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     for accountant in (PRVAccountant, RDPAccountant):
-        for method in ("step", "get_epsilon", "get_optimizer_hook_fn"):
-            monkeypatch.setattr(accountant, method, lambda *a, **k: pytest.fail("was asked"))
+        monkeypatch.setattr(accountant, "get_epsilon", lambda *a, **k: pytest.fail("was asked"))
     train(reservation, noise)
-    train(reservation, noise)
+    assert train(reservation, noise).steps == 0
     assert noise.releases == STEPS
 
 
@@ -422,7 +438,7 @@ def test_every_step_draws_its_own_mask_for_all_users(noise, ledger, monkeypatch)
     monkeypatch.setattr(
         noise, "uniform", lambda size: (sizes.append((size, reservation.used(mechanism))), uniform(size))[1]
     )
-    monkeypatch.setattr(PrivateStep, "__call__", lambda self, rows, loss: batches.append(rows.argmax(1)))
+    monkeypatch.setattr(PrivateStep, "__call__", lambda self, rows, loss: batches.append(rows.indices))
     identity = sparse.csr_array(np.eye(USERS, dtype=np.float32))
     train(reservation, noise, mechanism=mechanism, module=nn.Sequential(nn.Linear(USERS, 2)), table=identity)
     assert sizes == [(USERS, step + 1) for step in range(200)]
@@ -489,6 +505,8 @@ def test_nothing_scales_with_the_number_of_users(noise, ledger, monkeypatch, use
             "noise_multiplier": 2.0,
             "max_grad_norm": 0.3,
             "expected_batch_size": 10.0,
+            "sample_rate": 1.0,
+            "distributed": False,
         }
     )
     # A user who is left out changes nothing at all; one of zeros adds a gradient like anybody.

@@ -260,12 +260,12 @@ def test_a_folder_that_cannot_be_written_is_a_typed_error(ledger, tmp_path):
 
 
 def test_a_broken_off_run_goes_on_under_its_reservation(monkeypatch, ledger, folder, released):
-    break_off(monkeypatch, folder, ledger, at=12, epsilon_path=(5.0, 6.0))
+    break_off(monkeypatch, folder, ledger, at=12, epsilons=(5.0, 6.0))
     assert released == {"counts": 1, "steps": 12}
     assert reservations(ledger)["settled"].tolist() == [False]
     before = ledger.spent
     again = PrivacyLedger(BUDGET, ledger.path)
-    resumed = model(folder, epsilon_path=(5.0, 6.0)).fit(table(), ledger=again, resume=True)
+    resumed = model(folder, epsilons=(5.0, 6.0)).fit(table(), ledger=again, resume=True)
     # The state is of step 8; up to one chunk of 3 was claimed and lost with the process that broke off.
     assert released["counts"] == 1
     assert released["steps"] <= STEPS
@@ -274,8 +274,8 @@ def test_a_broken_off_run_goes_on_under_its_reservation(monkeypatch, ledger, fol
     assert reservations(ledger)["settled"].tolist() == [True]
     assert ledger.spent <= before
     assert resumed.receipt_.private
-    assert len(resumed.path_) == 2
-    assert resumed.path_[-1].steps == STEPS
+    assert len(resumed.epsilon_path()) == 2
+    assert resumed.epsilon_path()[-1].steps == STEPS
     assert np.isfinite(resumed.score(table())).all()
 
 
@@ -365,7 +365,7 @@ def test_a_run_that_has_not_ended_is_not_written_over(monkeypatch, ledger, folde
         {"steps": STEPS + 1},
         {"sample_rate": 0.2},
         {"n_factors": 5},
-        {"epsilon_path": (1.0,)},
+        {"epsilons": (1.0,)},
         {"noise_multiplier": 0.5},
     ],
 )

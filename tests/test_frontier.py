@@ -85,7 +85,7 @@ def candidates(split):
 def model(split):
     ledger = PrivacyLedger(PrivacyBudget(6.0, 1e-5))
     model = PrivateAutoencoder(
-        declared_users=240, steps=20, n_factors=4, epsilon_path=(2.0, 4.0, 6.0), progress=False
+        declared_users=240, steps=20, n_factors=4, epsilons=(2.0, 4.0, 6.0), progress=False
     )
     model.fit(split.train, ledger=ledger)
     model.ledger = ledger
@@ -100,11 +100,11 @@ def test_epsilon_measures_the_path_of_one_run(split, model):
     frame = swept.to_frame()
     assert model.ledger.spent == spent
     assert frame["epsilon"].is_monotonic_increasing
-    assert (frame["epsilon"] >= [p.epsilon for p in model.path_]).all()
+    assert (frame["epsilon"] >= [p.epsilon for p in model.epsilon_path()]).all()
     last = ranking_metrics(model.recommend(split.fold_in, 10), split.held_out, ("ndcg@10",))["ndcg@10"]
     assert frame["ndcg@10"].iloc[-1] == pytest.approx(last.mean())
     assert frame["standard_error"].iloc[-1] == pytest.approx(last.std(ddof=1) / np.sqrt(len(last)))
-    assert swept.points[-1].model is model.path_[-1].model
+    assert swept.points[-1].model is model.epsilon_path()[-1].model
 
 
 def test_epsilon_takes_the_most_within_each_value(split, model):
@@ -112,7 +112,7 @@ def test_epsilon_takes_the_most_within_each_value(split, model):
         model, split.fold_in, "epsilon", [4.5], held_out=split.held_out, metric="ndcg@10", progress=False
     )
     (point,) = swept.points
-    assert point.value == max(p.epsilon for p in model.path_ if p.epsilon <= 4.5)
+    assert point.value == max(p.epsilon for p in model.epsilon_path() if p.epsilon <= 4.5)
 
 
 def test_slates_along_epsilon_keep_the_rules(split, model):
@@ -137,7 +137,7 @@ def test_slates_along_epsilon_keep_the_rules(split, model):
 
 
 def test_what_epsilon_needs(split, model, candidates):
-    with pytest.raises(SpecificationError, match="epsilon_path"):
+    with pytest.raises(SpecificationError, match="epsilons"):
         frontier(Popularity().fit(split.train), split.fold_in, "epsilon", held_out=split.held_out)
     with pytest.raises(SpecificationError, match="held_out"):
         frontier(model, split.fold_in, "epsilon")

@@ -27,6 +27,7 @@ def in_fresh_process(code):
         ("import recsys_budget.privacy", ("torch", "cvxpy", "matplotlib", "opacus", "dp_accounting")),
         ("from recsys_budget import Reranker, SlateSize", ("torch", "opacus", "matplotlib")),
         ("from recsys_budget import Popularity, EASE", ("torch", "opacus", "cvxpy")),
+        ("from recsys_budget.models import PrivateALS, ImplicitALS", ("torch", "cvxpy", "implicit")),
         ("from recsys_budget import Frontier", ("torch", "opacus", "matplotlib.pyplot")),
         ("import recsys_budget.cli.main", ("torch", "cvxpy", "matplotlib")),
     ],
@@ -63,6 +64,13 @@ def test_every_public_name_resolves_and_the_rest_is_refused():
             "f = pd.DataFrame({'user': ['u'], 'item': ['i']})\n"
             "ranking_metrics(f.assign(rank=1), Interactions.from_frame(f))",
             "metrics",
+        ),
+        (
+            "implicit",
+            "import pandas as pd; from recsys_budget import Interactions\n"
+            "from recsys_budget.models import ImplicitALS\n"
+            "ImplicitALS().fit(Interactions.from_frame(pd.DataFrame({'user': ['u'], 'item': ['i']})))",
+            "compare",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def recall(model, split):
 
 def test_private_fit_spends_once_under_the_cap_and_says_so(split):
     ledger = PrivacyLedger(BUDGET)
-    model = autoencoder(epsilon_path=(4.0, 0.01, 3.0)).fit(split.train, ledger=ledger)
+    model = autoencoder(epsilons=(4.0, 0.01, 3.0)).fit(split.train, ledger=ledger)
     assert 3.99 < ledger.spent <= 4.0
     assert settled(ledger) == [True]
     receipt = model.receipt_
@@ -71,16 +71,21 @@ def test_private_fit_spends_once_under_the_cap_and_says_so(split):
     assert f"epsilon {receipt.ledger_epsilon:.4f} at delta 1.0e-05" in receipt.guarantee
     json.loads(receipt.to_json())
     # 0.01 is out of reach, since the counts alone cost more.
-    assert [p.epsilon <= target for p, target in zip(model.path_, (3.0, 4.0), strict=True)] == [True, True]
-    assert 0 < model.path_[0].steps < model.path_[1].steps == 30
-    np.testing.assert_array_equal(model.path_[-1].model.score(split.fold_in), model.score(split.fold_in))
-    assert not np.array_equal(model.path_[0].model.score(split.fold_in), model.score(split.fold_in))
+    assert [p.epsilon <= target for p, target in zip(model.epsilon_path(), (3.0, 4.0), strict=True)] == [
+        True,
+        True,
+    ]
+    assert 0 < model.epsilon_path()[0].steps < model.epsilon_path()[1].steps == 30
+    np.testing.assert_array_equal(
+        model.epsilon_path()[-1].model.score(split.fold_in), model.score(split.fold_in)
+    )
+    assert not np.array_equal(model.epsilon_path()[0].model.score(split.fold_in), model.score(split.fold_in))
 
 
 def test_nothing_un_noised_is_left_on_a_fitted_model(split):
-    model = autoencoder(steps=5, epsilon_path=(3.9, 4.0)).fit(split.train, ledger=PrivacyLedger(BUDGET))
-    assert len(model.path_) == 2
-    for fitted in (model, *(point.model for point in model.path_)):
+    model = autoencoder(steps=5, epsilons=(3.9, 4.0)).fit(split.train, ledger=PrivacyLedger(BUDGET))
+    assert len(model.epsilon_path()) == 2
+    for fitted in (model, *(point.model for point in model.epsilon_path())):
         for p in fitted.module_.parameters():
             assert vars(p) == {}
             assert p.grad is None
@@ -163,10 +168,10 @@ def test_counts_carry_the_noise_they_were_paid_for(monkeypatch):
 
 
 def test_the_path_stops_as_late_as_each_epsilon_allows(split):
-    model = autoencoder(steps=40, epsilon_path=(2.0, 3.0)).fit(split.train, ledger=PrivacyLedger(BUDGET))
+    model = autoencoder(steps=40, epsilons=(2.0, 3.0)).fit(split.train, ledger=PrivacyLedger(BUDGET))
     counts = GaussianMechanism(model.receipt_.mechanisms[0]["noise_multiplier"])
     noise = model.receipt_.mechanisms[1]["noise_multiplier"]
-    for point, target in zip(model.path_, (2.0, 3.0), strict=True):
+    for point, target in zip(model.epsilon_path(), (2.0, 3.0), strict=True):
         cost, more = (
             epsilon((counts, SampledGaussianMechanism(noise, 0.1, n)), BUDGET.delta)
             for n in (point.steps, point.steps + 1)
@@ -296,10 +301,10 @@ def test_tables_shaped_by_unpaid_reads_are_refused(split):
         {"n_factors": 4.0},
         {"steps": True},
         {"checkpoint_every": 0},
-        {"epsilon_path": 2.0},
-        {"epsilon_path": None},
-        {"epsilon_path": ("2",)},
-        {"epsilon_path": (np.nan,)},
+        {"epsilons": 2.0},
+        {"epsilons": None},
+        {"epsilons": ("2",)},
+        {"epsilons": (np.nan,)},
         {"insecure_seed": -1},
         {"noise_multiplier": 1e-3},
     ],

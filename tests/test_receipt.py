@@ -10,10 +10,21 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from torch import nn
 
+from recsys_budget import models as models_package
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import DataError, LedgerCorruptError, SpecificationError
-from recsys_budget.models import EASE, Popularity, PrivateAutoencoder
+from recsys_budget.models import (
+    EASE,
+    ImplicitALS,
+    Popularity,
+    PrivateALS,
+    PrivateAutoencoder,
+    PrivateItemModel,
+    PrivatePopularity,
+    PrivateTrainer,
+)
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
     GaussianMechanism,
@@ -255,16 +266,29 @@ def table():
     return Interactions.from_frame(frame.astype(str).drop_duplicates(), catalogue=catalogue)
 
 
+def squared(outputs, row):
+    return ((outputs - row) ** 2).sum()
+
+
 def test_every_fitted_model_carries_a_receipt(tmp_path):
     budget = PrivacyLedger(BUDGET)
     models = [
         Popularity().fit(table()),
         EASE(l2=20.0).fit(table()),
-        PrivateAutoencoder(declared_users=30, n_factors=2, steps=3, progress=False, epsilon_path=(1.0,)).fit(
+        PrivateAutoencoder(declared_users=30, n_factors=2, steps=3, progress=False, epsilons=(1.0,)).fit(
             table(), ledger=budget
         ),
+        PrivateALS(declared_users=30).fit(table(), ledger=PrivacyLedger(BUDGET)),
+        ImplicitALS(n_factors=2, sweeps=1).fit(table()),
+        PrivatePopularity(declared_users=30).fit(table(), ledger=PrivacyLedger(BUDGET)),
+        PrivateItemModel(declared_users=30).fit(table(), ledger=PrivacyLedger(BUDGET)),
+        PrivateTrainer(
+            nn.Sequential(nn.Linear(12, 12)), squared, declared_users=30, steps=3, progress=False
+        ).fit(table(), ledger=PrivacyLedger(BUDGET)),
     ]
-    assert {type(model) for model in models} == set(Recommender.__subclasses__())
+    public = [getattr(models_package, name) for name in models_package.__all__]
+    kinds = {kind for kind in public if isinstance(kind, type) and issubclass(kind, Recommender)}
+    assert {type(model) for model in models} == kinds - {Recommender}
     for model in models:
         receipt = model.receipt_
         assert receipt.model == type(model).__name__

@@ -243,10 +243,8 @@ REFUSED = {
     "batch norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.BatchNorm1d(4)),
     "embedding": lambda: nn.Sequential(nn.Embedding(ITEMS, 3)),
     "embedding bag": lambda: nn.Sequential(nn.EmbeddingBag(ITEMS, 3)),
-    "layer norm": lambda: nn.Sequential(nn.Linear(ITEMS, 4), nn.LayerNorm(4)),
     "dropout": lambda: nn.Sequential(nn.Dropout(), nn.Linear(ITEMS, 4)),
     "unflatten": lambda: nn.Sequential(nn.Unflatten(1, (ITEMS, 1)), nn.Linear(1, 1), nn.Flatten()),
-    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(ITEMS, ITEMS))),
     "subclass": lambda: nn.Sequential(Looped(ITEMS, ITEMS)),
     "own module": Tied,
     "bare layer": lambda: nn.Linear(ITEMS, ITEMS),
@@ -436,7 +434,7 @@ def test_another_schedule_than_the_reserved_one_is_refused():
 
 def test_batches_are_poisson_samples(monkeypatch):
     batches = []
-    monkeypatch.setattr(PrivateStep, "__call__", lambda self, rows, loss: batches.append(rows.argmax(1)))
+    monkeypatch.setattr(PrivateStep, "__call__", lambda self, rows, loss: batches.append(rows.indices))
     n, steps, rate = 1000, 600, 0.3
     mechanism = SampledGaussianMechanism(5.0, rate, steps)
     # User i holds item i alone, so the rows of a batch tell who is in it.
@@ -445,7 +443,7 @@ def test_batches_are_poisson_samples(monkeypatch):
     sizes = np.array([len(batch) for batch in batches])
     variance = rate * (1 - rate)
     assert abs(sizes.sum() - rate * n * steps) < 5 * np.sqrt(variance * n * steps)  # within 0.6%
-    each = np.bincount(torch.cat(batches).numpy(), minlength=n)
+    each = np.bincount(np.concatenate(batches), minlength=n)
     assert (abs(each - rate * steps) < 6 * np.sqrt(variance * steps)).all()
     # A fixed batch size would have no variance, and a mask kept over the steps none either.
     assert 0.7 < sizes.var() / (variance * n) < 1.4
@@ -468,6 +466,8 @@ def test_the_loop_passes_its_constants_on(monkeypatch):
         "max_grad_norm": CLIP,
         "expected_batch_size": 10.0,
         "noise": noise,
+        "sample_rate": 0.3,
+        "distributed": False,
         "learning_rate": 0.01,
         "adam": torch.optim.Adam,
     }

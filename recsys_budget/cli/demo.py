@@ -71,7 +71,7 @@ def run_demo(
         stage("train under the cap")
         ledger = PrivacyLedger(budget)
         path = [e for e in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if e < epsilon] + [epsilon]
-        model = PrivateAutoencoder(declared_users=declared, epsilon_path=path, progress=progress)
+        model = PrivateAutoencoder(declared_users=declared, epsilons=path, progress=progress)
         model.fit(train, ledger=ledger)
 
         stage("measure accuracy (not private)")

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recsys_budget import __version__
-from recsys_budget.data import BUNDLED, BUNDLED_SEED, DATASETS, load_dataset, make_interactions
-from recsys_budget.data.synthetic import LARGE
+from recsys_budget.cli import doctor
 from recsys_budget.errors import InfeasibleError, RecsysBudgetError
-
-_EDITIONS = {"bundled": BUNDLED, "large": LARGE}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when done; 1 when this package refused and 3 when no slates satisfy the rules, with the reason on
         standard error. Wrong usage exits with 2.
     """
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["doctor"]:
+        # Before anything that needs a package: what is missing is what the doctor is there to say.
+        return doctor.main(words[1:])
+    options = _parser().parse_args(words)
     try:
         options.run(options)
     except InfeasibleError as error:
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from recsys_budget.data import BUNDLED_SEED, DATASETS
+
     parser = argparse.ArgumentParser(
         prog="recsys-budget", description="Recommenders under a privacy budget and hard rules."
     )
@@ -84,6 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     rerank.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     rerank.set_defaults(run=_rerank, usage=rerank.error)
 
+    commands.add_parser("doctor", help="say what this computer lacks, and what to do")  # see main
+    board = commands.add_parser("dashboard", help="the explorer as a page, for this computer alone")
+    board.add_argument("candidates", type=Path, nargs="?", help="as for rerank (default: the bundled data)")
+    board.add_argument("--catalogue", type=Path, help="csv, tsv or parquet: item and facts")
+    board.add_argument("--policy", type=Path, help="the rules, in YAML or JSON")
+    board.add_argument("--slates", type=Path, help="slates in use today, to compare with: user, item, rank")
+    board.add_argument("--host", default="127.0.0.1", help="others than this let others in, without password")
+    board.add_argument("--port", type=int, default=8866, help="default: %(default)s")
+    board.add_argument("--no-browser", action="store_true", help="open none")
+    board.set_defaults(run=_dashboard)
+
     data = commands.add_parser("data", help="list, fetch or generate data").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -95,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--sha256", help="hash that the archive must have, where none is known")
     fetch.set_defaults(run=_fetch)
     generate = data.add_parser("generate", help="write invented data with known ground truth")
-    generate.add_argument("--edition", choices=_EDITIONS, default="bundled", help="default: %(default)s")
+    generate.add_argument(
+        "--edition", choices=("bundled", "large"), default="bundled", help="default: %(default)s"
+    )
     generate.add_argument("--seed", type=int, default=BUNDLED_SEED, help="default: %(default)s")
     generate.add_argument("--out", type=Path, required=True, help="folder to write to")
     generate.set_defaults(run=_generate)
@@ -141,16 +157,38 @@ def _rerank(options: argparse.Namespace) -> None:
         print(slates.certificate)
 
 
+def _dashboard(options: argparse.Namespace) -> None:
+    from recsys_budget.cli.dashboard import serve
+
+    serve(
+        candidates=options.candidates,
+        catalogue=options.catalogue,
+        policy=options.policy,
+        slates=options.slates,
+        host=options.host,
+        port=options.port,
+        browser=not options.no_browser,
+    )
+
+
 def _list(options: argparse.Namespace) -> None:
+    from recsys_budget.data import DATASETS
+
     for name, dataset in DATASETS.items():
         print(f"{name:<16} {dataset.licence}")
 
 
 def _fetch(options: argparse.Namespace) -> None:
+    from recsys_budget.data import load_dataset
+
     print(load_dataset(options.name, data_home=options.data_home, download=True, sha256=options.sha256))
 
 
 def _generate(options: argparse.Namespace) -> None:
-    data = make_interactions(_EDITIONS[options.edition], options.seed)
+    from recsys_budget.data import BUNDLED, make_interactions
+    from recsys_budget.data.synthetic import LARGE
+
+    edition = {"bundled": BUNDLED, "large": LARGE}[options.edition]
+    data = make_interactions(edition, options.seed)
     data.to_csv(options.out)
     print(f"{data.interactions} written to {options.out}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import pandas as pd
 
 from recsys_budget import __version__
+from recsys_budget._html import escape, picture
+from recsys_budget._style import BLUE, GREY, PLAIN, SKY
 from recsys_budget.constraints import Constraint
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.frontiers import Frontier
@@ -19,9 +18,11 @@ from recsys_budget.rerank import Slates
 
 _SHOWN_USERS = 3
 
+_ACCENTS = f"""
+:root {{ color-scheme: light dark; --line: #8886; --soft: #8881; --accent: {BLUE}; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --accent: {SKY}; }} }}
+"""
 _STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8881; --accent: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --accent: #56b4e9; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 2px solid var(--accent); }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
@@ -161,9 +162,8 @@ def write_report(result: DemoResult, path: Path) -> None:
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>recsys-budget: {escape(result.dataset)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body></html>\n"
+        f"<title>recsys-budget: {escape(result.dataset)}</title><style>{_ACCENTS}{_STYLE}</style></head>\n"
+        "<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
     path.write_text(page, encoding="utf-8")
 
@@ -178,23 +178,22 @@ def _pairs_table(rows: list[tuple[str, str]]) -> str:
 
 
 def _figure(frontier: Frontier, description: str, levels: pd.Series[float] | None = None) -> str:
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    frontier.plot(ax=ax)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    ax = frontier.plot(ax=figure.subplots())
     for name, level in ({} if levels is None else levels).items():
-        ax.axhline(level, color="#666666", linestyle="--", linewidth=1)
+        ax.axhline(level, color=GREY, linestyle="--", linewidth=1)
         ax.annotate(
-            str(name), (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            str(name),
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            **PLAIN,
         )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    source = base64.b64encode(picture.getvalue()).decode("ascii")
-    return (
-        f'<figure><img alt="{escape(description)}" src="data:image/svg+xml;base64,{source}">'
-        f"<figcaption>{escape(description)}</figcaption></figure>"
-    )
+    return picture(figure, description)
 
 
 def _before_after(result: DemoResult, user: str) -> str:

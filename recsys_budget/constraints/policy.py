@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from recsys_budget import _html
+from recsys_budget._style import clip
 from recsys_budget.constraints import amounts, engagement, population, slate
 from recsys_budget.constraints.base import Constraint, Soft, hard_part
 from recsys_budget.errors import DataError, SpecificationError
@@ -33,8 +35,8 @@ KINDS: dict[str, type[Constraint]] = {
 # Deeper or longer than any policy, so that a hostile file is refused before it costs anything.
 _DEEPEST, _LONGEST = 6, 1_000_000
 
-# Characters that YAML does not take as they are, or takes for the end of a line.
-_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+# Characters that YAML does not take as they are, or takes for the end of a line, and halves of characters.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 _EXPONENT = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE][+-]?[0-9]+")
 
@@ -195,6 +197,27 @@ class Policy:
             changes.append(Change(_verdict(before, after), before, after))
         added = {id(rule) for rules in waiting.values() for rule in rules}
         return (*changes, *(Change("added", None, rule) for rule in newer.constraints if id(rule) in added))
+
+    def _repr_html_(self) -> str:
+        """The rules and their reasons; everything that somebody wrote is escaped."""
+        rows = [
+            (
+                clip(rule.name),
+                "hard" if rule.hard else f"soft, {rule.penalty:g} a unit",
+                "each slate" if rule.scope == "user" else "all slates",
+                clip(rule.reason, 300),
+            )
+            for rule in self.constraints
+        ]
+        try:
+            note = f"sha256 {self.sha256}"
+        except SpecificationError:
+            note = "No hash: a rule cannot be written down."
+        return _html.card(
+            f"Policy {clip(self.name)}",
+            _html.table(rows, ["rule", "kind", "about", "reason"]) if rows else _html.text("no rules"),
+            note=note,
+        )
 
 
 def require_unique_names(constraints: Sequence[Constraint]) -> None:

@@ -1,7 +1,7 @@
 """Interactions, the item catalogue, datasets and splits."""
 
 from recsys_budget.data.catalogue import ItemCatalogue
-from recsys_budget.data.datasets import DATASETS, Dataset, load_dataset
+from recsys_budget.data.datasets import DATASETS, Dataset, find_dataset, load_dataset
 from recsys_budget.data.files import read_catalogue, read_interactions
 from recsys_budget.data.interactions import Interactions
 from recsys_budget.data.split import RowSplit, UserSplit, hold_out_users, k_core, leave_last_out, time_split
@@ -24,6 +24,7 @@ __all__ = [
     "SyntheticData",
     "SyntheticSpec",
     "UserSplit",
+    "find_dataset",
     "hold_out_users",
     "k_core",
     "leave_last_out",

@@ -22,6 +22,7 @@ from recsys_budget.errors import DataError, SpecificationError
 
 _RATINGS = ("userId", "movieId", "rating", "timestamp")
 _MOVIES = ("movieId", "title", "genres")
+_YEAR = r"\((\d{4})\)\s*$"  # titles end in the year, but for a few
 _GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
     "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -111,22 +112,44 @@ def load_dataset(
         raise SpecificationError(f"no dataset is called {name!r}; there are {', '.join(DATASETS)}")
     dataset = DATASETS[name]
     home = _default_home() if data_home is None else Path(data_home).expanduser()
-    writable = os.access(home, os.W_OK) or not home.exists()
-    store = (home if writable else _cache()) / name
-    places = [*(home / folder for folder in dataset.folders), store]
-    if data_home is not None:
-        places.append(home)
-    for place in (*places, *dataset.places):
-        if dataset.is_in(place):
-            return dataset.read(place)
-    archive = home / f"{name}.zip"
-    if archive.is_file():
-        dataset.unpack(archive, store)
+    store = _store(name, home)
+    found = find_dataset(name, data_home=data_home)
+    if found is not None and found.is_dir():
+        return dataset.read(found)
+    if found is not None:
+        dataset.unpack(found, store)
     elif download and dataset.url is not None:
         _fetch(dataset, dataset.url, sha256, store)
     else:
         raise DataError(_how_to_get(dataset, home), path=home)
     return dataset.read(store)
+
+
+def find_dataset(name: str, *, data_home: str | os.PathLike[str] | None = None) -> Path | None:
+    """Where :func:`load_dataset` would find a dataset, without reading it.
+
+    Args:
+        name: One of :data:`DATASETS`.
+        data_home: As for :func:`load_dataset`.
+
+    Returns:
+        Its folder, or its archive; None where it is not there.
+    """
+    dataset = DATASETS[name]
+    home = _default_home() if data_home is None else Path(data_home).expanduser()
+    places = [*(home / folder for folder in dataset.folders), _store(name, home)]
+    if data_home is not None:
+        places.append(home)
+    for place in (*places, *dataset.places):
+        if dataset.is_in(place):
+            return place
+    archive = home / f"{name}.zip"
+    return archive if archive.is_file() else None
+
+
+def _store(name: str, home: Path) -> Path:
+    """Where a dataset is unpacked to."""
+    return (home if os.access(home, os.W_OK) or not home.exists() else _cache()) / name
 
 
 def _default_home() -> Path:
@@ -208,9 +231,15 @@ def _movielens(
     ratings: DelimitedFile, movies: DelimitedFile, frame: pd.DataFrame, genres: Sequence[str] | None = None
 ) -> Interactions:
     frame["genres"] = frame["genres"].replace("(no genres listed)", "")
+    frame["year"] = frame["title"].str.extract(_YEAR, expand=False).astype(np.float64)
     with movies.located():
         catalogue = ItemCatalogue.from_frame(
-            frame, item="movieId", categories="genres", provider=None, category_names=genres
+            frame,
+            item="movieId",
+            categories="genres",
+            provider=None,
+            category_names=genres,
+            attributes=("year",),
         )
     table = ratings.read()
     with ratings.located():

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recsys_budget import _html
+from recsys_budget._style import BLUE, GREEN, GREY, PLAIN, PURPLE, VERMILION, clip, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from recsys_budget.frontiers.frontier import Frontier
 
-# Okabe and Ito (2008): told apart with any common colour vision, and in print.
-_LINE, _POINT, _FAINT, _BOUND, _CHOSEN = "#0072B2", "#D55E00", "#999999", "#009E73", "#CC79A7"
+_LINE, _POINT, _FAINT, _BOUND, _CHOSEN = BLUE, VERMILION, GREY, GREEN, PURPLE
 
 
 def draw(frontier: Frontier, ax: Axes | None, selected: int | None) -> Axes:
@@ -49,15 +47,8 @@ def draw(frontier: Frontier, ax: Axes | None, selected: int | None) -> Axes:
         ax.errorbar(points[x], points[y], points[frontier.error], fmt="none", ecolor=_FAINT, zorder=1)
     if frontier.label is not None:
         for at, height, text in zip(points[x], points[y], points[frontier.label], strict=True):
-            # parse_math off: a label may be somebody's title.
-            ax.annotate(
-                f"{text:.4g}" if isinstance(text, float) else f"{text}",
-                (at, height),
-                xytext=(4, 5),
-                textcoords="offset points",
-                fontsize=8,
-                parse_math=False,
-            )
+            said = f"{text:.4g}" if isinstance(text, float) else _plain(text, 40)
+            ax.annotate(said, (at, height), xytext=(4, 5), textcoords="offset points", fontsize=8, **PLAIN)
     ax.margins(x=0.08)
     if len(points) < len(frame):
         named = True
@@ -78,12 +69,12 @@ def draw(frontier: Frontier, ax: Axes | None, selected: int | None) -> Axes:
         )
     if named:
         ax.legend(frameon=False, fontsize=8)
-    ax.set_xlabel(x.replace("_", " "))
-    ax.set_ylabel(y.replace("_", " "))
+    ax.set_xlabel(_plain(x.replace("_", " "), 60), **PLAIN)
+    ax.set_ylabel(_plain(y.replace("_", " "), 60), **PLAIN)
     ax.grid(alpha=0.3)
     if frontier.note:
         # Wrapped here: matplotlib's own wrapping reads a dollar sign as the start of a formula.
-        ax.set_title(textwrap.fill(frontier.note, 80), fontsize=8, loc="left", parse_math=False)
+        ax.set_title(textwrap.fill(_plain(frontier.note, 240), 80), fontsize=8, loc="left", **PLAIN)
     return ax
 
 
@@ -106,30 +97,25 @@ def _shade(frontier: Frontier, ax: Axes) -> None:
     conflict = next((point.conflict for point in frontier.points if point.conflict is not None), None)
     if conflict is not None:
         ax.annotate(
-            "\n".join(conflict.names),
+            "\n".join(_plain(name, 60) for name in conflict.names),
             ((low + high) / 2, 0.5),
             xycoords=("data", "axes fraction"),
             ha="center",
             va="center",
             fontsize=7,
             rotation=90,
-            parse_math=False,
+            **PLAIN,
         )
 
 
 def picture(frontier: Frontier, description: str) -> _html.Html:
     """The figure as an image that stands in the page itself, described for those who do not see it."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    try:
-        draw(frontier, ax, None)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    finally:
-        plt.close(figure)
-    source = base64.b64encode(file.getvalue()).decode("ascii")
-    alt = _html.escape(description)
-    return _html.Html(
-        f'<img alt="{alt}" style="max-width:100%;background:#fff" src="data:image/svg+xml;base64,{source}">'
-    )
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    draw(frontier, figure.subplots(), None)
+    return _html.picture(figure, description)
+
+
+def _plain(text: object, most: int) -> str:
+    return clip(printable(text), most)

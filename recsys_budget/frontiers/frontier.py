@@ -12,11 +12,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_budget import _html
+from recsys_budget._style import clip
 from recsys_budget.errors import SpecificationError
+from recsys_budget.frontiers.basis import Basis
 from recsys_budget.rerank import Certificate, Conflict, Slates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from recsys_budget.widgets import Explorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,8 @@ class Frontier:
         bound: Corners of a line that no slates can be above, with columns x and y; None where nothing is
             certified about it.
         points: What is behind each row, in the same order; empty where nothing is.
+        swept: What was swept: ``"epsilon"``, ``"diversity"`` or the name of a rule.
+        basis: What it was made from; None where it was put together by hand.
     """
 
     frame: pd.DataFrame
@@ -69,6 +75,8 @@ class Frontier:
     note: str = ""
     bound: pd.DataFrame | None = None
     points: tuple[Point, ...] = ()
+    swept: str = ""
+    basis: Basis | None = None
 
     def __post_init__(self) -> None:
         if self.x_better not in ("more", "less"):
@@ -146,6 +154,21 @@ class Frontier:
 
         return draw(self, ax, selected)
 
+    def explore(self, *others: Frontier, **options: Any) -> Explorer:
+        """A widget to move along this frontier, and see what each point does to the slates.
+
+        Args:
+            others: Further frontiers of the same users and rules, such as one over epsilon.
+            options: See :class:`~recsys_budget.widgets.Explorer`.
+
+        Raises:
+            MissingExtraError: ipywidgets is not installed.
+            SpecificationError: The frontier has no re-ranker behind it.
+        """
+        from recsys_budget.widgets import Explorer
+
+        return Explorer(self, *others, **options)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write a page of its own: figure, table and what stands in the way, with nothing to load."""
         title = f"{self.y} against {self.x}".replace("_", " ")
@@ -158,12 +181,11 @@ class Frontier:
         rows = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
         blocked = next((point.conflict for point in self.points if point.conflict is not None), None)
         return _html.card(
-            f"{self.y} against {self.x}".replace("_", " "),
-            picture(self, self.describe()),
-            _html.text(self.describe()),
+            f"{clip(self.y)} against {clip(self.x)}".replace("_", " "),
+            picture(self, clip(self.describe(), 600)),
             *([] if blocked is None else [_html.details("What makes the rest impossible", blocked)]),
             _html.details("Points", _html.table(rows, [str(name).replace("_", " ") for name in frame])),
-            note=self.note,
+            note=clip(self.note, 600),
         )
 
     def describe(self) -> str:
@@ -173,13 +195,14 @@ class Frontier:
             return f"{len(self)} points, none with slates."
         ends = there.sort_values(self.x).iloc[[0, -1]]
         said = " to ".join(
-            f"{self.y} {y:.4g} at {self.x} {x:.4g}" for x, y in zip(ends[self.x], ends[self.y], strict=True)
+            f"{self.y} {_four(y)} at {self.x} {_four(x)}"
+            for x, y in zip(ends[self.x], ends[self.y], strict=True)
         )
         knee = self.frame.iloc[self.knee()]
         gone = len(self) - len(there)
         return (
-            f"{len(there)} points from {said}; the curve bends at {self.x} {knee[self.x]:.4g}, "
-            f"{self.y} {knee[self.y]:.4g}." + (f" {gone} more values are impossible." if gone else "")
+            f"{len(there)} points from {said}; the curve bends at {self.x} {_four(knee[self.x])}, "
+            f"{self.y} {_four(knee[self.y])}." + (f" {gone} more values are impossible." if gone else "")
         ).replace("_", " ")
 
 
@@ -187,5 +210,10 @@ def _cell(value: object) -> object:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else ""
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else float(f"{value:.5g}")
+        return "" if np.isnan(value) else round(float(value), 6)
     return value
+
+
+def _four(value: float | np.floating) -> float:
+    """Four decimals: epsilon was rounded up to those, and must not get smaller."""
+    return round(float(value), 4)

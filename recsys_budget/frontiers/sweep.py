@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, SpecificationError
+from recsys_budget.frontiers.basis import Basis
 from recsys_budget.frontiers.bound import steps_bound, weights_bound
 from recsys_budget.frontiers.frontier import Frontier, Point
 from recsys_budget.metrics import ranking_metrics
@@ -42,7 +43,7 @@ def frontier(
 
     Three things can be swept:
 
-    * ``"epsilon"``: along the path that one private training run kept (``epsilon_path``), so the whole
+    * ``"epsilon"``: along the path that one private training run kept (its ``epsilons``), so the whole
       frontier costs what the run cost. Each point is the ``metric`` of the model's lists on held-out users,
       or of their slates where there is a re-ranker. It is **not private**: it reads those users' data without
       spending.
@@ -98,29 +99,19 @@ def frontier(
         >>> swept.to_frame()[["count", "engagement", "feasible"]].values.tolist()
         [[0, 1.0, True], [1, 0.8, True], [2, nan, False]]
         >>> list(swept.points[2].conflict)
-        ['exactly 2 items', 'at least 2 Documentary']
+        ['at least 2 Documentary']
     """
+    basis = Basis(source, over, reranker, history, n_candidates)
     if vary == EPSILON:
-        return _over_epsilon(source, over, values, reranker, held_out, metric, n_candidates, progress)
+        return _over_epsilon(basis, values, held_out, metric, progress)
     if reranker is None:
         raise SpecificationError("give reranker=, whose rules hold at every point")
-    if isinstance(over, Interactions):
-        candidates, catalogue = source.recommend(over, n_candidates), over.catalogue
-        history = over if history is None else history
-    else:
-        candidates, catalogue = source, over
-
-    def solve(asked: Reranker) -> Any:
-        return asked.rerank(candidates, catalogue, history=history, progress=False)
-
     if vary == DIVERSITY:
-        return _over_weights(reranker, WEIGHTS if values is None else values, solve, progress)
-    return _over_numbers(reranker, vary, values, solve, progress)
+        return _over_weights(basis, reranker, WEIGHTS if values is None else values, progress)
+    return _over_numbers(basis, reranker, vary, values, progress)
 
 
-def _over_weights(
-    reranker: Reranker, weights: Iterable[float], solve: Callable[[Reranker], Any], progress: bool
-) -> Frontier:
+def _over_weights(basis: Basis, reranker: Reranker, weights: Iterable[float], progress: bool) -> Frontier:
     if not isinstance(reranker.objective, EngagementDiversity):
         raise SpecificationError(
             f"the objective is {reranker.objective!r}; to sweep the weight on diversity, take "
@@ -128,7 +119,8 @@ def _over_weights(
         )
     weights = _values(weights)
     asked = {weight: replace(reranker, objective=EngagementDiversity(weight)) for weight in weights}
-    points = [Point(weight, solve(asked[weight])) for weight in _shown(weights, progress)]
+    candidates = basis.candidates()
+    points = [Point(weight, basis.solve(asked[weight], candidates)) for weight in _shown(weights, progress)]
     frame = pd.DataFrame([{"weight": point.value, **_figures(point.certificate)} for point in points])
     # A penalty lowers the objective: with soft rules its bound bounds engagement and diversity no more.
     bound = None
@@ -147,14 +139,16 @@ def _over_weights(
         note="Points are labelled with the weight on diversity; hard rules hold at each",
         bound=bound,
         points=tuple(points),
+        swept=DIVERSITY,
+        basis=basis,
     )
 
 
 def _over_numbers(
+    basis: Basis,
     reranker: Reranker,
     name: str,
     values: Iterable[float] | None,
-    solve: Callable[[Reranker], Any],
     progress: bool,
 ) -> Frontier:
     rule = next((rule for rule in reranker.constraints if rule.name == name), None)
@@ -168,6 +162,7 @@ def _over_numbers(
     values = _values(values)
     asked = {value: with_number(rule, value) for value in values}
     _, field, sign = asked[values[0]]
+    candidates = basis.candidates()
     found: dict[float, Point] = {}
     blocked: InfeasibleError | None = None
     # From loose to tight: what is impossible stays so, and each answer starts from the one before.
@@ -175,7 +170,7 @@ def _over_numbers(
         if blocked is None:
             try:
                 rules = [asked[value][0] if other is rule else other for other in reranker.constraints]
-                found[value] = Point(value, solve(replace(reranker, constraints=rules)))
+                found[value] = Point(value, basis.solve(replace(reranker, constraints=rules), candidates))
                 continue
             except InfeasibleError as error:
                 blocked = error
@@ -201,29 +196,29 @@ def _over_numbers(
             swept[field].to_numpy(np.float64), swept["bound"].to_numpy(np.float64), sign, (field, y)
         ),
         points=points,
+        swept=name,
+        basis=basis,
     )
 
 
 def _over_epsilon(
-    model: Any,
-    served: ItemCatalogue | Interactions,
+    basis: Basis,
     values: Iterable[float] | None,
-    reranker: Reranker | None,
     held_out: Interactions | None,
     metric: str,
-    n_candidates: int,
     progress: bool,
 ) -> Frontier:
-    if not getattr(model, "path_", ()):
+    served, reranker, model = basis.over, basis.reranker, basis.source
+    path = model.epsilon_path() if hasattr(model, "epsilon_path") else ()
+    if not path:
         raise SpecificationError(
-            "this model kept no path; fit it with epsilon_path=(...), each value within the cap"
+            "this model kept no path; fit it with epsilons=(...), each value within the cap"
         )
     if not isinstance(served, Interactions) or held_out is None:
         raise SpecificationError(
             "accuracy along epsilon needs the histories of users to serve, and held_out=, what they "
             "used besides"
         )
-    path = model.path_
     if values is not None:
         # Of each value asked for, the point that spends most within it.
         path = tuple(
@@ -237,7 +232,7 @@ def _over_epsilon(
         if reranker is None:
             lists = point.model.recommend(served, max(depth, 1))
         else:
-            slates = reranker.recommend(point.model, served, n_candidates=n_candidates, progress=False)
+            slates = basis.solve(reranker, basis.candidates(point.model))
             lists = slates.frame
         measured = ranking_metrics(lists, held_out, (metric,))[metric].to_numpy(np.float64)
         figures = {} if slates is None else _figures(slates.certificate)
@@ -259,6 +254,8 @@ def _over_epsilon(
         error="standard_error",
         note="One private run; accuracy measured on held-out users (not private)",
         points=tuple(points),
+        swept=EPSILON,
+        basis=basis,
     )
 
 

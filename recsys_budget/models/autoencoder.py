@@ -13,11 +13,19 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.utils.validation import check_is_fitted
 
 from recsys_budget._extras import extra
 from recsys_budget.data import Interactions
 from recsys_budget.errors import CheckpointError, SpecificationError
 from recsys_budget.models.base import Recommender
+from recsys_budget.models.warm_start import (
+    head_of,
+    log_popularity,
+    release_gram,
+    warm_factors,
+    weights_of,
+)
 from recsys_budget.privacy import (
     GaussianMechanism,
     Mechanism,
@@ -28,8 +36,10 @@ from recsys_budget.privacy import (
     SampledGaussianMechanism,
     SeededNoise,
     SystemNoise,
+    Use,
     epsilon,
     largest_steps,
+    plan_budget,
     release_sum,
     smallest_noise,
 )
@@ -40,7 +50,7 @@ with extra("train"):
 
     from recsys_budget.training import (
         Checkpoint,
-        TrainingRun,
+        MultinomialLoss,
         TrainingState,
         UnitRows,
         has_checkpoint,
@@ -51,7 +61,11 @@ with extra("train"):
     from recsys_budget.training.loop import ALL_STEPS
 
 # Parameters of the class that say how it runs, and not what it computes.
-_RUNNING = ("progress", "checkpoint", "checkpoint_every")
+_RUNNING = ("progress", "device", "check_sensitivity", "checkpoint", "checkpoint_every")
+# Items up to which all are in the softmax, and how many are otherwise.
+_ALL_ITEMS, _NEGATIVES = 2**14, 2**12
+# Budget of the counts and of the steps beside that of the Gram matrix, in 1 / noise**2.
+_COUNTS_TO_GRAM, _STEPS_TO_GRAM = 1 / 9, 1 / 4
 
 
 @dataclass(frozen=True)
@@ -72,39 +86,56 @@ class PathPoint:
 class PrivateAutoencoder(Recommender):
     """Low-rank linear autoencoder with a popularity bias, differentially private for users.
 
-    Two mechanisms spend from the ledger in one reservation, made before any data is read:
+    Two or three mechanisms spend from the ledger in one reservation, made before any data is read:
 
     1. Noisy item counts, which start the output bias at log popularity. Each user adds a vector of Euclidean
        norm at most 1 (the row divided by its norm), so that is the sensitivity.
-    2. DP-SGD on the multinomial loss of Liang et al. (2018), a user's row being both input and target. Each
+    2. With ``start="gram"``, a noisy Gram matrix of the items that the counts put first, of sensitivity 1.
+       What stands out from its noise is where both layers start (:mod:`~recsys_budget.models.warm_start`).
+       Where nothing does, they start at random.
+    3. DP-SGD on the multinomial loss of Liang et al. (2018), a user's row being both input and target. Each
        sampled user's gradient is clipped; steps stop before the one that would pass the cap.
 
-    All constructor arguments are public constants: choose them without looking at the private data.
+    All constructor arguments are public constants: choose them without looking at the private data. What is
+    None is set by one rule for all data:
+
+    | | ``start=None`` | ``start="gram"`` |
+    |---|---|---|
+    | ``n_factors`` | 32 | 64 at most; as many as stand out |
+    | ``steps``, ``sample_rate`` | 300, 0.1 | 30, 0.5 |
+    | ``max_grad_norm``, ``learning_rate`` | 0.3, 0.01 | 0.1, 0.01 |
+    | ``negatives`` | all items up to 16,384, else 4,096 | the same |
 
     Args:
         declared_users: About how many users there are, as publicly known. It scales the gradient average and
             is never checked against the data, since that would reveal the true number.
+        start: None starts the factors at random; "gram" from a noisy Gram matrix. The planner then splits the
+            budget: about three quarters go to the matrix.
         n_factors: Width of the hidden layer.
         steps: Most training steps to run.
         sample_rate: Probability that a step includes a given user.
         noise_multiplier: Noise of each step over the clip bound. None takes the smallest with which all
-            ``steps`` fit under the cap; a number runs as many of ``steps`` as fit.
+            ``steps`` fit under the cap; a number runs as many of ``steps`` as fit, and needs ``start=None``.
         max_grad_norm: Clip bound on a user's gradient.
         learning_rate: Adam's.
-        counts_share: Share of the remaining epsilon at which the counts alone would be released.
-        epsilon_path: Epsilons at which to keep a copy of the model. The whole path is paid for by the one
-            reservation: it adds nothing to the cost.
+        negatives: Items in each step's softmax beside a user's own; see
+            :class:`~recsys_budget.training.MultinomialLoss`.
+        counts_share: Share of the remaining epsilon at which the counts alone would be released; with
+            ``start=None``.
+        epsilons: At which to keep a copy of the model: see :meth:`epsilon_path`.
         checkpoint: Folder for this run's checkpoints, so that ``fit(..., resume=True)`` goes on after a
             crash; it needs a ledger with a path. The folder holds released values alone. None keeps none.
         checkpoint_every: Steps between two checkpoints.
         progress: Show a progress bar.
+        device: Where to train, as torch names it; None takes a GPU where there is one.
+        check_sensitivity: Debug: remove made-up users one by one before the first step and after the last,
+            and raise ``SensitivityError`` where one moves the clipped sum by more than the bound.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
 
     Attributes:
         catalogue_: The item catalogue.
         receipt_: What it cost.
-        path_: A :class:`PathPoint` for each reachable epsilon of ``epsilon_path``, ascending.
 
     References:
         Liang et al. (2018), arXiv:1802.05814 (multinomial loss). Abadi et al. (2016), arXiv:1607.00133.
@@ -114,31 +145,39 @@ class PrivateAutoencoder(Recommender):
         self,
         *,
         declared_users: int,
-        n_factors: int = 32,
-        steps: int = 300,
-        sample_rate: float = 0.1,
+        start: str | None = None,
+        n_factors: int | None = None,
+        steps: int | None = None,
+        sample_rate: float | None = None,
         noise_multiplier: float | None = None,
-        max_grad_norm: float = 0.3,
-        learning_rate: float = 0.01,
+        max_grad_norm: float | None = None,
+        learning_rate: float | None = None,
+        negatives: int | None = None,
         counts_share: float = 0.1,
-        epsilon_path: Sequence[float] = (),
+        epsilons: Sequence[float] = (),
         checkpoint: str | PathLike[str] | None = None,
         checkpoint_every: int = 50,
         progress: bool = True,
+        device: str | None = None,
+        check_sensitivity: bool = False,
         insecure_seed: int | None = None,
     ) -> None:
         self.declared_users = declared_users
+        self.start = start
         self.n_factors = n_factors
         self.steps = steps
         self.sample_rate = sample_rate
         self.noise_multiplier = noise_multiplier
         self.max_grad_norm = max_grad_norm
         self.learning_rate = learning_rate
+        self.negatives = negatives
         self.counts_share = counts_share
-        self.epsilon_path = epsilon_path
+        self.epsilons = epsilons
         self.checkpoint = checkpoint
         self.checkpoint_every = checkpoint_every
         self.progress = progress
+        self.device = device
+        self.check_sensitivity = check_sensitivity
         self.insecure_seed = insecure_seed
 
     def fit(self, interactions: Interactions, *, ledger: PrivacyLedger, resume: bool = False) -> Self:
@@ -167,20 +206,18 @@ class PrivateAutoencoder(Recommender):
         self._check(interactions)
         self._check_checkpoint(ledger, resume)
         ledger.register(interactions.users)
-        constants = {name: value for name, value in self.get_params().items() if name not in _RUNNING}
+        rule = self._rule(interactions.n_items)
+        constants = {name: value for name, value in self.get_params().items() if name not in _RUNNING} | rule
         fixed = constants | {"items": _digest(interactions)}
-        start = None
+        state = None
         if resume:
             checkpoint = load_checkpoint(cast("str | PathLike[str]", self.checkpoint))
-            reservation, start = checkpoint.reopen(ledger, fixed), checkpoint.state
-            counts, training = cast(
-                "tuple[GaussianMechanism, SampledGaussianMechanism]", reservation.mechanisms
-            )
-            marks = self._marks(counts, training, ledger.cap.delta)
+            reservation, state = checkpoint.reopen(ledger, fixed), checkpoint.state
         else:
-            counts, training = self._plan(ledger)
-            marks = self._marks(counts, training, ledger.cap.delta)
-            reservation = ledger.reserve((counts, training), purpose=f"fit {type(self).__name__}")
+            planned = self._plan(ledger, rule)
+            reservation = ledger.reserve(planned, purpose=f"fit {type(self).__name__}")
+        mechanisms = reservation.mechanisms
+        first, training = mechanisms[:-1], cast(SampledGaussianMechanism, mechanisms[-1])
         noise = SystemNoise() if self.insecure_seed is None else SeededNoise(self.insecure_seed)
 
         def keep(state: TrainingState) -> None:
@@ -188,14 +225,27 @@ class PrivateAutoencoder(Recommender):
             save_checkpoint(self.checkpoint, Checkpoint(state, fixed, reservation.id, ledger.head))
 
         try:
-            module, run = self._train(
-                interactions,
-                reservation,
-                (counts, training),
-                noise,
-                snapshot_at=marks,
-                start=start,
+            if state is None:
+                reservation.use(first[0])
+            table = interactions.matrix()
+            module = self._module(table, reservation, state, rule, noise)
+            run = train_private(
+                module,
+                table,
+                MultinomialLoss(rule["negatives"]),
+                mechanism=training,
+                reservation=reservation,
+                max_grad_norm=rule["max_grad_norm"],
+                expected_batch_size=rule["sample_rate"] * self.declared_users,
+                learning_rate=rule["learning_rate"],
+                noise=noise,
+                snapshot_at=self._marks(first, training, ledger.cap.delta),
+                start=state,
                 keep=None if self.checkpoint is None else keep,
+                keep_every=self.checkpoint_every,
+                progress=self.progress,
+                device=self.device,
+                check_sensitivity=self.check_sensitivity,
             )
         except CheckpointError:
             raise  # left open, to go on from the checkpoint before
@@ -205,7 +255,7 @@ class PrivateAutoencoder(Recommender):
         reservation.commit()
         self.catalogue_ = interactions.catalogue
         self.module_ = module
-        cut = run.stop_reason == ALL_STEPS and run.steps < self.steps
+        cut = run.stop_reason == ALL_STEPS and run.steps < rule["steps"]
         self.receipt_ = Receipt.write(
             model=type(self).__name__,
             private=noise.private,
@@ -216,9 +266,9 @@ class PrivateAutoencoder(Recommender):
             constants=constants,
             declared_public=("item catalogue", "about how many users there are", "constructor arguments"),
         )
-        self.path_ = tuple(
+        self._path = tuple(
             PathPoint(
-                epsilon((counts, replace(training, steps=steps)), ledger.cap.delta),
+                epsilon((*first, replace(training, steps=steps)), ledger.cap.delta),
                 steps,
                 self._with_parameters(run.snapshots[steps]),
             )
@@ -226,46 +276,58 @@ class PrivateAutoencoder(Recommender):
         )
         return self
 
-    def _train(
+    def epsilon_path(self) -> tuple[PathPoint, ...]:
+        """The model as it stood at each of ``epsilons`` that was reached, ascending.
+
+        Every point is the same run, looked at earlier: all of them together cost what the run cost, and the
+        last costs what the receipt says. Each is a model of its own that cannot be trained on.
+
+        Raises:
+            NotFittedError: ``fit`` was not called (scikit-learn's error).
+        """
+        check_is_fitted(self, "module_")
+        return self._path
+
+    def _module(
         self,
-        interactions: Interactions,
+        table: sparse.csr_array,
         reservation: Reservation,
-        mechanisms: tuple[GaussianMechanism, SampledGaussianMechanism],
+        state: TrainingState | None,
+        rule: Mapping[str, Any],
         noise: NoiseSource,
-        *,
-        start: TrainingState | None,
-        **when: Any,
-    ) -> tuple[nn.Sequential, TrainingRun]:
-        """Counts, unless the state to go on from has them, and then steps; each is paid for before it."""
-        counts, training = mechanisms
-        module = _linear_autoencoder(interactions.n_items, self.n_factors, self.insecure_seed)
-        if start is None:
-            reservation.use(counts)
-        table = interactions.matrix()
-        if start is None:
-            noisy = release_sum(_unit_row_sum(table), sensitivity=1.0, mechanism=counts, noise=noise)
-            # Counts below the noise say nothing, so all of them start level.
-            floor = max(counts.noise_multiplier, 1.0)
-            with torch.no_grad():
-                cast(nn.Linear, module[-1]).bias.copy_(
-                    torch.from_numpy(np.log(np.maximum(noisy, floor) / floor))
-                )
-        run = train_private(
-            module,
-            table,
-            _multinomial_loss,
-            mechanism=training,
-            reservation=reservation,
-            max_grad_norm=self.max_grad_norm,
-            expected_batch_size=self.sample_rate * self.declared_users,
-            learning_rate=self.learning_rate,
-            noise=noise,
-            start=start,
-            keep_every=self.checkpoint_every,
-            progress=self.progress,
-            **when,
-        )
-        return module, run
+    ) -> nn.Sequential:
+        """Where training starts: a state to go on from, or what the releases before the steps say.
+
+        The counts are paid for by the caller; a Gram matrix is here, before it is read.
+        """
+        n = table.shape[1]
+        if state is not None:
+            return _linear_autoencoder(n, len(state.parameters["1.weight"]), self.insecure_seed)
+        counts, *gram = cast("Sequence[GaussianMechanism]", reservation.mechanisms[:-1])
+        noisy = release_sum(_unit_row_sum(table), sensitivity=1.0, mechanism=counts, noise=noise)
+        bias = log_popularity(noisy, counts.noise_multiplier)
+        factors = np.zeros((n, 0))
+        for mechanism in gram:
+            head = head_of(bias, self.declared_users, mechanism.noise_multiplier)
+            reservation.use(mechanism)
+            matrix = release_gram(table, head, weights_of(bias, head), mechanism, noise)
+            factors = warm_factors(
+                matrix,
+                head,
+                bias,
+                noise=mechanism.noise_multiplier,
+                declared_users=self.declared_users,
+                n_factors=rule["n_factors"],
+            )
+        width = factors.shape[1] or rule["n_factors"]
+        module = _linear_autoencoder(n, width, self.insecure_seed)
+        encode, decode = cast("tuple[nn.Linear, nn.Linear]", (module[1], module[2]))
+        with torch.no_grad():
+            decode.bias.copy_(torch.from_numpy(bias))
+            if factors.shape[1]:
+                encode.weight.copy_(torch.from_numpy(factors.T))
+                decode.weight.copy_(torch.from_numpy(factors))
+        return module
 
     def _check(self, interactions: Interactions) -> None:
         if interactions.unaccounted:
@@ -273,17 +335,26 @@ class PrivateAutoencoder(Recommender):
                 "this table was shaped by reads of private data that no budget paid for: "
                 f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
             )
+        rule = self._rule(interactions.n_items)
         for name in ("declared_users", "n_factors", "steps", "checkpoint_every"):
-            value = getattr(self, name)
+            value = rule.get(name, getattr(self, name))
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")
         for name, most in (("max_grad_norm", 1e6), ("learning_rate", 1e6), ("counts_share", 1.0)):
-            value = getattr(self, name)
+            value = rule.get(name, getattr(self, name))
             if not (isinstance(value, int | float) and 0 < value < most):
                 raise SpecificationError(f"{name} is {value!r}; it must lie strictly between 0 and {most:g}")
-        path = self.epsilon_path
+        if self.start not in (None, "gram"):
+            raise SpecificationError(f"start is {self.start!r}; give None or 'gram'")
+        if self.start is not None and self.noise_multiplier is not None:
+            raise SpecificationError(
+                f"the planner sets the noise where start is {self.start!r}; leave noise_multiplier at None"
+            )
+        MultinomialLoss(rule["negatives"])
+        SampledGaussianMechanism(1.0, rule["sample_rate"], rule["steps"])
+        path = self.epsilons
         if not isinstance(path, Sequence) or not all(isinstance(e, int | float) and e > 0 for e in path):
-            raise SpecificationError(f"epsilon_path is {path!r}; give a sequence of positive numbers, or ()")
+            raise SpecificationError(f"epsilons are {path!r}; give a sequence of positive numbers, or ()")
         seed = self.insecure_seed
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
             raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
@@ -307,40 +378,67 @@ class PrivateAutoencoder(Recommender):
                     "fit with resume=True, or give another folder"
                 )
 
-    def _plan(self, ledger: PrivacyLedger) -> tuple[GaussianMechanism, SampledGaussianMechanism]:
+    def _rule(self, n_items: int) -> dict[str, Any]:
+        """The constants that None stands for: functions of public quantities, the same for all data."""
+        rule: dict[str, Any] = {
+            "n_factors": 32, "steps": 300, "sample_rate": 0.1, "max_grad_norm": 0.3, "learning_rate": 0.01,
+            "negatives": None if n_items <= _ALL_ITEMS else _NEGATIVES,
+        }  # fmt: skip
+        if self.start is not None:
+            # Few large steps: what they refine is nearly right, and each takes as much noise.
+            rule |= {"n_factors": 64, "steps": 30, "sample_rate": 0.5, "max_grad_norm": 0.1}
+        return {
+            name: value if getattr(self, name) is None else getattr(self, name)
+            for name, value in rule.items()
+        }
+
+    def _plan(self, ledger: PrivacyLedger, rule: Mapping[str, Any]) -> tuple[Mechanism, ...]:
         """The schedule: a function of public constants and of what the ledger has left."""
+        steps, rate = rule["steps"], rule["sample_rate"]
+        if self.start is not None:
+            # A use takes a share of the budget that goes with the root of its error times what noise costs
+            # it.
+            uses = (
+                Use("counts", error=_COUNTS_TO_GRAM**2),
+                Use("gram", error=1.0),
+                Use("steps", error=_STEPS_TO_GRAM**2 / (steps * rate**2), sample_rate=rate, steps=steps),
+            )
+            *first, last = plan_budget(ledger, uses).mechanisms
+            return (*first, SampledGaussianMechanism(last.noise_multiplier, rate, steps))
         share, delta = self.counts_share * ledger.remaining, ledger.cap.delta
         least = smallest_noise(lambda s: (GaussianMechanism(s),), lambda m: epsilon(m, delta) <= share)
         counts = GaussianMechanism(min(least, 1e4))
 
         def schedule(noise_multiplier: float, steps: int) -> tuple[Mechanism, ...]:
-            return counts, SampledGaussianMechanism(noise_multiplier, self.sample_rate, steps)
+            return counts, SampledGaussianMechanism(noise_multiplier, rate, steps)
 
-        noise_multiplier, steps = self.noise_multiplier, self.steps
+        noise_multiplier = self.noise_multiplier
         if noise_multiplier is None:
             noise_multiplier = min(smallest_noise(lambda s: schedule(s, steps), ledger.fits), 1e4)
         else:
             steps = max(1, largest_steps(lambda n: schedule(noise_multiplier, n), ledger.fits, steps))
         # Where nothing fits, the ledger refuses this schedule, and says so with its own figures.
-        return counts, SampledGaussianMechanism(noise_multiplier, self.sample_rate, steps)
+        return schedule(noise_multiplier, steps)
 
-    def _marks(self, counts: GaussianMechanism, training: SampledGaussianMechanism, delta: float) -> set[int]:
-        """Steps after which each epsilon of the path is as nearly spent as it can be."""
+    def _marks(
+        self, first: Sequence[Mechanism], training: SampledGaussianMechanism, delta: float
+    ) -> set[int]:
+        """Steps after which each of the epsilons is as nearly spent as it can be."""
 
         def steps_within(target: float) -> int:
             return largest_steps(
-                lambda steps: (counts, replace(training, steps=steps)),
+                lambda steps: (*first, replace(training, steps=steps)),
                 lambda released: epsilon(released, delta) <= target,
                 training.steps,
             )
 
-        return {steps_within(target) for target in self.epsilon_path} - {0}
+        return {steps_within(target) for target in self.epsilons} - {0}
 
     def _with_parameters(self, parameters: Mapping[str, Tensor]) -> Self:
         other = copy.copy(self)
         other.module_ = copy.deepcopy(self.module_)
         other.module_.load_state_dict(parameters)
-        other.path_ = ()
+        other._path = ()
         return other
 
     def _scores(self, batch: Interactions) -> NDArray[np.float32]:
@@ -361,12 +459,6 @@ def _linear_autoencoder(n_items: int, n_factors: int, seed: int | None) -> nn.Se
         encode.weight.normal_(0, 1 / math.sqrt(n_factors), generator=generator)
         decode.weight.normal_(0, 0.1 / math.sqrt(n_factors), generator=generator)
     return nn.Sequential(UnitRows(), encode, decode)
-
-
-def _multinomial_loss(logits: Tensor, row: Tensor) -> Tensor:
-    """Cross-entropy between a user's items, equally weighted, and the softmax; a scalar."""
-    share = row / row.sum().clamp(min=1)
-    return -(share * torch.log_softmax(logits, 0)).sum()
 
 
 def _unit_row_sum(table: sparse.csr_array) -> NDArray[np.float64]:

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from functools import cache
 from typing import NamedTuple, Protocol
@@ -114,13 +117,7 @@ def release_sum(
         raise SpecificationError(f"sensitivity is {sensitivity}; it must be positive and finite")
     if not np.isfinite(total).all():
         raise NumericalError("the sum is not finite; bound what each user adds before adding it")
-    coarse = mechanism.noise_multiplier * math.sqrt(total.size) * _GRID
-    if coarse > 0.5:
-        raise SpecificationError(
-            f"noise {mechanism.noise_multiplier:g} on {total.size} numbers is beyond what the grid of 2**-32 "
-            f"allows; noise times the square root of the count must stay below {0.5 / _GRID:.0f}"
-        )
-    scale = mechanism.noise_multiplier * sensitivity * (1 + _ROUNDING) / (1 - coarse)
+    scale = noise_deviation(total.size, sensitivity=sensitivity, mechanism=mechanism)
     standard = np.asarray(total / scale, np.float64)
     standard *= 1 / _GRID  # powers of two: exact
     np.rint(standard, out=standard)
@@ -128,6 +125,21 @@ def release_sum(
     standard += noise.normal(total.size).reshape(total.shape)
     standard *= scale
     return standard
+
+
+def noise_deviation(size: int, *, sensitivity: float, mechanism: GaussianMechanism) -> float:
+    """Standard deviation of the noise that :func:`release_sum` adds to each of so many numbers.
+
+    Raises:
+        SpecificationError: The noise is so large beside the sensitivity that the grid would be too coarse.
+    """
+    coarse = mechanism.noise_multiplier * math.sqrt(size) * _GRID
+    if coarse > 0.5:
+        raise SpecificationError(
+            f"noise {mechanism.noise_multiplier:g} on {size} numbers is beyond what the grid of 2**-32 "
+            f"allows; noise times the square root of the count must stay below {0.5 / _GRID:.0f}"
+        )
+    return mechanism.noise_multiplier * sensitivity * (1 + _ROUNDING) / (1 - coarse)
 
 
 class SystemNoise:
@@ -189,6 +201,51 @@ class SystemNoise:
         if len(again):
             drawn[again] = self._block(len(again))
         return drawn
+
+
+@contextmanager
+def drawn_ahead(noise: NoiseSource, size: int) -> Iterator[NoiseSource]:
+    """Draw normal numbers on a thread of their own, while the sum that they are for is being computed.
+
+    Noise depends on no user, so when it is drawn changes nothing of what a release promises. The thread ends
+    with the block: none is alive where a process forks between two blocks, and nothing drawn is kept.
+
+    Args:
+        noise: The source to draw from; its uniform numbers stay to be had.
+        size: How many numbers.
+
+    Yields:
+        A source that hands out these numbers, once and all together.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        yield _Drawn(noise, size, pool.submit(noise.normal, size))
+
+
+class _Drawn:
+    """See :func:`drawn_ahead`."""
+
+    def __init__(self, noise: NoiseSource, size: int, numbers: Future[NDArray[np.float64]]) -> None:
+        self._noise, self._size = noise, size
+        self._numbers: Future[NDArray[np.float64]] | None = numbers
+
+    @property
+    def private(self) -> bool:
+        """As the source they were drawn from."""
+        return self._noise.private
+
+    def uniform(self, size: int) -> NDArray[np.float64]:
+        """See :class:`NoiseSource`."""
+        return self._noise.uniform(size)
+
+    def normal(self, size: int) -> NDArray[np.float64]:
+        """The numbers drawn ahead; twice the same noise would cancel, so they are gone afterwards."""
+        numbers, self._numbers = self._numbers, None
+        if numbers is None or size != self._size:
+            raise SpecificationError(
+                f"{self._size} numbers were drawn ahead, to be used once; {size} were asked for"
+                + (" after that" if numbers is None else "")
+            )
+        return numbers.result()
 
 
 class _Cells(NamedTuple):

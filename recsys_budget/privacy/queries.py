@@ -14,6 +14,7 @@ from scipy import sparse
 from recsys_budget.data import Interactions
 from recsys_budget.errors import DataError, SpecificationError, UnsupportedMechanismError
 from recsys_budget.metrics import ranking_metrics
+from recsys_budget.privacy._unit_gram import unit_gram_sum
 from recsys_budget.privacy.ledger import PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism
 from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, release_sum
@@ -220,11 +221,8 @@ class PrivateQueries:
         References:
             Dwork, Talwar, Thakurta and Zhang (2014), doi:10.1145/2591796.2591883 (upper triangle).
         """
-        catalogue = self._table.catalogue
-        positions = np.arange(len(catalogue)) if items is None else catalogue.positions(items)
+        positions = self._positions(items)
         n = len(positions)
-        if not n or (positions < 0).any() or len(np.unique(positions)) < n:
-            raise SpecificationError("items must be distinct ids of the catalogue, at least one")
         bound = _bounded(max_items, n)
 
         def total() -> NDArray[np.float64]:
@@ -234,14 +232,66 @@ class PrivateQueries:
             return np.asarray((rows.T @ (weights @ rows)).toarray() / _GRID)
 
         noisy = self._release("item Gram matrix", mechanism, float(bound), total)
-        return NoisyGram(
-            items=catalogue.ids[positions].rename("item"),
-            matrix=(noisy + noisy.T) / 2,
-            standard_error=mechanism.noise_multiplier * bound / math.sqrt(2),
-            mechanism=mechanism,
-            sensitivity=float(bound),
-            private=self._noise.private,
-        )
+        return self._gram(positions, noisy, mechanism, float(bound))
+
+    def unit_gram(
+        self,
+        mechanism: GaussianMechanism,
+        *,
+        items: Sequence[str] | None = None,
+        weights: NDArray[np.float64] | None = None,
+        centre: NDArray[np.float64] | None = None,
+    ) -> NoisyGram:
+        """How items go together beyond what popularity explains, every user counting the same.
+
+        A user with 0/1 row x over ``items``, of L ones, adds the outer product with itself of
+        ``weights * (x - L * centre)`` divided by its norm. A centre of shares of popularity takes away what
+        every user has in common, so that the whole of a user's bounded contribution says how that user
+        differs. A row that the centre cancels but for 1/8 of its norm or less counts less.
+
+        Sensitivity: 1, in Frobenius norm. The outer product of a vector of norm 1 with itself has norm 1.
+        (Rows are 2**-11 shorter, which pays for rounding up to 2**34 users times items.)
+
+        Noise: as for :meth:`gram`, of standard deviation s = noise multiplier on the diagonal and
+        s / sqrt(2) off it. This is also what the entries on and above the diagonal would carry if they alone
+        were released, those on the diagonal divided by sqrt(2): a user's share of that vector has norm
+        1 / sqrt(2) exactly.
+
+        Args:
+            mechanism: Its noise multiplier is the standard error of an entry on the diagonal.
+            items: As for :meth:`gram`.
+            weights: Positive and finite, one an item, the largest at most 100 times the smallest: public
+                or already released. Only their ratios matter. None weights all the same.
+            centre: Expected share of each item in a history, at least 0, adding up to at most 1: public or
+                already released. None does not centre.
+
+        Returns:
+            The matrix; it takes about 40 n**2 bytes while it is computed, and time that grows with the sum
+            of squared history lengths.
+
+        Raises:
+            SpecificationError: ``items`` are not distinct items of the catalogue, or none; weights or centre
+                are not as described.
+            UnsupportedMechanismError: Another mechanism than a Gaussian one.
+            BudgetExceededError: It does not fit under the cap; nothing was read or spent.
+            ReservationError: The reservation does not grant it; nothing was read.
+        """
+        positions = self._positions(items)
+        n = len(positions)
+        scale = np.ones(n) if weights is None else np.array(weights, np.float64)
+        middle = np.zeros(n) if centre is None else np.array(centre, np.float64)
+        if scale.shape != (n,) or not (scale.min() > 0 and scale.max() <= 100 * scale.min() < math.inf):
+            raise SpecificationError(
+                f"weights must be {n} positive numbers, the largest at most 100 times the smallest"
+            )
+        if middle.shape != (n,) or not (middle.min() >= 0 and middle.sum() <= 1 + 1e-9):
+            raise SpecificationError(f"centre must be {n} shares of at least 0 that add up to at most 1")
+
+        def total() -> NDArray[np.float64]:
+            return unit_gram_sum(self._users_by_items()[:, positions], scale, middle)
+
+        noisy = self._release("item Gram matrix of unit rows", mechanism, 1.0, total)
+        return self._gram(positions, noisy, mechanism, 1.0)
 
     def ranking_metrics(
         self,
@@ -343,6 +393,29 @@ class PrivateQueries:
             return read(reservation)
         finally:
             reservation.commit()
+
+    def _positions(self, items: Sequence[str] | None) -> NDArray[np.intp]:
+        catalogue = self._table.catalogue
+        positions = np.arange(len(catalogue)) if items is None else catalogue.positions(items)
+        if not len(positions) or (positions < 0).any() or len(np.unique(positions)) < len(positions):
+            raise SpecificationError("items must be distinct ids of the catalogue, at least one")
+        return positions
+
+    def _gram(
+        self,
+        positions: NDArray[np.intp],
+        noisy: NDArray[np.float64],
+        mechanism: GaussianMechanism,
+        sensitivity: float,
+    ) -> NoisyGram:
+        return NoisyGram(
+            items=self._table.catalogue.ids[positions].rename("item"),
+            matrix=(noisy + noisy.T) / 2,
+            standard_error=mechanism.noise_multiplier * sensitivity / math.sqrt(2),
+            mechanism=mechanism,
+            sensitivity=sensitivity,
+            private=self._noise.private,
+        )
 
     def _users_by_items(self) -> sparse.csr_array:
         """0/1 in float64, which adds whole numbers without error."""

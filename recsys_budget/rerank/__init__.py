@@ -1,6 +1,6 @@
 """Slates that satisfy every hard rule, each answer with a certificate."""
 
-from recsys_budget.rerank.certificate import Certificate
+from recsys_budget.rerank.certificate import Certificate, PrivateCertificate
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.frames import top_k
 from recsys_budget.rerank.mixture import Mixtures, ParityReranker
@@ -15,6 +15,7 @@ from recsys_budget.rerank.objective import (
     ObjectiveFloor,
 )
 from recsys_budget.rerank.partitions import SLATES_SCHEMA, no_slates, rerank_part, rerank_parts
+from recsys_budget.rerank.private import PrivateReranker, PrivateSlates
 from recsys_budget.rerank.reranker import Reranker, Slates
 from recsys_budget.rerank.scores import Scores
 
@@ -32,6 +33,9 @@ __all__ = [
     "Objective",
     "ObjectiveFloor",
     "ParityReranker",
+    "PrivateCertificate",
+    "PrivateReranker",
+    "PrivateSlates",
     "Relaxation",
     "Reranker",
     "Scores",

@@ -17,7 +17,7 @@ from recsys_budget.constraints import TOLERANCE, Constraint, ExposureParity, Pol
 from recsys_budget.constraints.engagement import engagement
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import InfeasibleError, NumericalError, SpecificationError
-from recsys_budget.rerank import problem
+from recsys_budget.rerank import display, problem
 from recsys_budget.rerank.certificate import Certificate, relative_gap
 from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.fast import library
@@ -47,6 +47,9 @@ class Mixtures:
 
     def __repr__(self) -> str:
         return f"Mixtures({len(self)} users; {self.certificate!r})"
+
+    def _repr_html_(self) -> str:
+        return display.mixtures_card(self)
 
     def draw(self, rng: np.random.Generator | int | None = None) -> pd.DataFrame:
         """One ranking for each user, drawn with its probability: a frame like that of ``Slates``.

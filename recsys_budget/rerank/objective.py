@@ -118,7 +118,7 @@ class Engagement(Objective):
     """Relevance of a slate, as a share of the best that the user's candidates allow, in [0, 1].
 
     For relevance that is nowhere negative this is the slate's (discounted) total over that of the user's top
-    k candidates; see :func:`~recsys_budget.constraints.engagement.gains` for the rest.
+    k candidates; see ``gains`` in ``constraints/engagement.py`` for the rest.
 
     Attributes:
         discount: What each place is worth: ``"none"`` (1 at every place), ``"log"`` (as in DCG), or a tuple
@@ -163,9 +163,7 @@ class Diversity(Objective):
         With G the rows of unit category vectors (zero rows for items without a category),
         ``||G.T x||^2 = sum_i x_i^2 |g_i|^2 + 2 sum_{i<j} x_i x_j cos_ij`` and ``x_i^2 = x_i``, so the mean of
         ``1 - cos`` over the ``k (k - 1) / 2`` pairs is
-
-            1 - (||G.T x||^2 - sum_i |g_i|^2 x_i) / (k (k - 1)),
-
+        ``1 - (||G.T x||^2 - sum_i |g_i|^2 x_i) / (k (k - 1))``,
         which is concave in x over the relaxation to [0, 1] as well.
         """
         k = candidates.k

@@ -81,7 +81,7 @@ def rerank_parts(
     catalogue: ItemCatalogue,
     history: Interactions | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """:func:`rerank_part` of one part that comes in several batches, as in Spark's ``mapInPandas``.
+    """:func:`~recsys_budget.rerank.rerank_part` of a part that comes in batches, as in Spark.
 
     Spark cuts batches by their number of rows, in the middle of a user's, so all batches of a part are put
     together first: a part must fit into a worker's memory.

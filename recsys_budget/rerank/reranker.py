@@ -18,7 +18,7 @@ from recsys_budget.constraints.policy import require_unique_names
 from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SolverTimeoutError, SpecificationError
-from recsys_budget.rerank import problem
+from recsys_budget.rerank import display, problem
 from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
 from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.dispatch import ROUTES, answer
@@ -38,16 +38,21 @@ class Slates:
             the catalogue where equally relevant, unless a constraint or objective reads positions. A pandas,
             polars or pyarrow table, as the candidates were.
         certificate: What is known about them.
+        catalogue: What the items are called, for display; None where that is not known.
     """
 
     frame: Any
     certificate: Certificate
+    catalogue: ItemCatalogue | None = None
 
     def __len__(self) -> int:
         return self.certificate.n_users
 
     def __repr__(self) -> str:
         return f"Slates({len(self)} users, {len(self.frame)} items; {self.certificate!r})"
+
+    def _repr_html_(self) -> str:
+        return display.slates_card(self)
 
 
 class CandidateSource(Protocol):
@@ -163,7 +168,8 @@ class Reranker:
             time_limit: Wall-clock seconds after which no further search is begun, and the best slates known
                 are handed out with their gap; None for no limit.
             ledger: The privacy ledger that governs the data behind the candidates, if one does. Slates whose
-                making reads everybody's candidates are then refused.
+                making reads everybody's candidates are then refused; see
+                :class:`~recsys_budget.rerank.PrivateReranker`, which pays for them.
             progress: Show a progress bar.
 
         Returns:
@@ -230,7 +236,7 @@ class Reranker:
             privacy=self.privacy,
             per_user=per_user,
         )
-        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate)
+        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate, catalogue)
 
     def recommend(
         self,
@@ -317,8 +323,8 @@ class Reranker:
             named = ", ".join(repr(rule.name) for rule in self._rules if rule.scope == "population")
             raise SpecificationError(
                 f"{named}: constraints about all slates make each user's slate depend on the candidates of "
-                "all the others, and a ledger governs that data. Drop them, or leave the ledger out and call "
-                "the result not private"
+                "all the others, and a ledger governs that data. Take PrivateReranker, which pays for it; or "
+                "drop them; or leave the ledger out and call the result not private"
             )
 
     def _require_slates(

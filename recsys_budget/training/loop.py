@@ -20,6 +20,7 @@ from recsys_budget.privacy import NoiseSource, Reservation, SampledGaussianMecha
 with extra("train"):
     import torch
 
+    from recsys_budget.training import sensitivity
     from recsys_budget.training._opacus import PrivateStep
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class TrainingRun:
 
 
 def train_private(
-    module: nn.Sequential,
+    module: nn.Module,
     rows: sparse.csr_array,
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
@@ -86,6 +87,9 @@ def train_private(
     keep: Callable[[TrainingState], None] | None = None,
     keep_every: int = 50,
     progress: bool = True,
+    device: str | torch.device | None = None,
+    check_sensitivity: bool = False,
+    distributed: bool = False,
 ) -> TrainingRun:
     """Train a module with differentially private gradient steps (Adam), one user being one sample.
 
@@ -96,10 +100,11 @@ def train_private(
     before it. An interrupt (``KeyboardInterrupt``, a notebook's stop button) ends training in the same way.
 
     Args:
-        module: A ``torch.nn.Sequential`` of the layers that ``PrivateStep`` allows. It receives the
-            parameters after the last complete step, and nothing else, when training ends for whatever reason.
+        module: A graph of layers that ``PrivateStep`` allows. It receives the parameters after the last
+            complete step, and nothing else, when training ends for whatever reason.
         rows: Users x items, private; row i is all that is read of user i.
-        loss: From one user's outputs and row to a scalar; see ``PrivateStep``.
+        loss: From one user's outputs and row to a scalar; see ``PrivateStep``. A linear autoencoder under
+            :class:`~recsys_budget.training.MultinomialLoss` is trained without dense rows.
         mechanism: The reserved schedule: noise, sample rate and number of steps.
         reservation: Paid permission for it. Settling it is left to the caller.
         max_grad_norm: Per-user clip bound.
@@ -112,6 +117,11 @@ def train_private(
         keep: Called with the state before the first step, after every ``keep_every``, and after the last.
         keep_every: Steps between two calls of ``keep``.
         progress: Show a progress bar.
+        device: Where to train, as torch names it; None takes a GPU where there is one. Rows are sampled and
+            noise is drawn on the processor; the module stays where it is.
+        check_sensitivity: Test the module with made-up users before the first step and after the last; see
+            :func:`~recsys_budget.training.check_sensitivity`.
+        distributed: See :func:`~recsys_budget.training.train_private_distributed`, which sets it.
 
     Returns:
         Steps run, why they ended, and snapshots.
@@ -119,8 +129,11 @@ def train_private(
     Raises:
         SpecificationError: Constants out of range, rows that are not a sparse matrix, a module that is not
             allowed, or a state of another module; nothing was read.
-        ReservationError: The reservation does not grant the schedule; nothing was read.
+        ReservationError: The reservation does not grant the schedule; nothing was read. Or Opacus's
+            accountant, a second witness, did not see a step once: the module is as it was before that step.
         NumericalError: Training diverged.
+        SensitivityError: With ``check_sensitivity``, a made-up user moved the clipped sum by more than the
+            bound: before the first step nothing was read, and after the last the module must not be used.
 
     References:
         Abadi et al. (2016), arXiv:1607.00133. Kingma and Ba (2015), arXiv:1412.6980.
@@ -140,8 +153,10 @@ def train_private(
             f"rows are a {type(rows).__name__}; give all users as one scipy.sparse.csr_array: batches are "
             "Poisson samples drawn by the loop itself"
         )
+    if check_sensitivity:
+        sensitivity.check_sensitivity(module, loss, rows.shape[1], max_grad_norm=max_grad_norm)
     # Opacus leaves exact sums and norms of the last batch on what it trains, so it gets a copy.
-    copied = copy.deepcopy(module)
+    copied = copy.deepcopy(module).to(_device(device))
     adam = torch.optim.Adam(copied.parameters(), lr=learning_rate)
     step = PrivateStep(
         copied,
@@ -150,6 +165,8 @@ def train_private(
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
         noise=noise,
+        sample_rate=mechanism.sample_rate,
+        distributed=distributed,
     )
     paid = 0
     if start is None:
@@ -175,7 +192,7 @@ def train_private(
             ):
                 reservation.use(mechanism)
                 chosen = np.flatnonzero(noise.uniform(rows.shape[0]) < mechanism.sample_rate)
-                step(torch.from_numpy(rows[chosen].toarray().astype(np.float32, copy=False)), loss)
+                step(rows[chosen], loss)
                 steps, parameters = steps + 1, _values(copied)
                 if number in snapshot_at:
                     snapshots[number] = parameters
@@ -188,18 +205,31 @@ def train_private(
     finally:
         module.load_state_dict(parameters)
         module.eval()
+    if check_sensitivity:
+        sensitivity.check_sensitivity(module, loss, rows.shape[1], max_grad_norm=max_grad_norm)
     return TrainingRun(steps, stop_reason or (ALL_STEPS if steps == mechanism.steps else USED_UP), snapshots)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise SpecificationError(f"device is {device!r}, which torch cannot use here: {error}") from error
+    return place
 
 
 def _values(module: nn.Module) -> StateDict:
     """The parameters as fresh tensors: attributes that Opacus put on them stay behind."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def _moments(adam: torch.optim.Adam) -> StateDict:
     """Adam's state, flat: what it holds of each parameter, by the parameter's place."""
     return {
-        f"{place}.{name}": value.detach().clone()
+        f"{place}.{name}": value.detach().cpu().clone()
         for place, values in adam.state_dict()["state"].items()
         for name, value in values.items()
     }

@@ -1,0 +1,270 @@
+"""The state behind the explorer: a choice of epsilon, weight and numbers, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+
+from recsys_budget.constraints import Constraint, Soft
+from recsys_budget.constraints.base import hard_part
+from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
+from recsys_budget.frontiers import Frontier, Point
+from recsys_budget.rerank import Certificate, Conflict, EngagementDiversity, Scores, Slates, top_k
+from recsys_budget.rerank.frames import CandidateTable
+from recsys_budget.rerank.loosening import number_of, with_number
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the owner of a recommender has chosen.
+
+    Attributes:
+        epsilon: Epsilon of the model; None where there is one model alone.
+        diversity: Weight on diversity; None where the objective has none.
+        numbers: How much each rule asks, by the name it had at first.
+    """
+
+    epsilon: float | None = None
+    diversity: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What follows from a choice: slates, or why there are none.
+
+    Attributes:
+        choice: The choice.
+        rules: The rules with the chosen numbers.
+        slates: Slates under them; None where they conflict.
+        conflict: Why there are none; None where there are some.
+    """
+
+    choice: Choice
+    rules: tuple[Constraint, ...]
+    slates: Slates | None
+    conflict: Conflict | None
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """That of the slates."""
+        return None if self.slates is None else self.slates.certificate
+
+
+class Operation:
+    """Answers choices, from frontiers made from the same candidates and rules.
+
+    Nothing here spends: models along an epsilon frontier were paid for when they were trained.
+
+    Args:
+        frontiers: At least one with a re-ranker behind it; at most one over epsilon.
+        before: Slates in use today, with columns user, item and rank; None takes each user's most relevant
+            items.
+
+    Raises:
+        SpecificationError: There is no re-ranker, or the frontiers are of different candidates.
+        DataError: The slates in use are no table of slates.
+    """
+
+    def __init__(self, frontiers: tuple[Frontier, ...], before: pd.DataFrame | None = None) -> None:
+        bases = [frontier.basis for frontier in frontiers]
+        known = [basis for basis in bases if basis is not None and basis.reranker is not None]
+        if len(known) < len(frontiers) or not known:
+            raise SpecificationError(
+                "explore frontiers that frontier() made with a reranker: what is chosen needs rules to follow"
+            )
+        if any(basis.over is not known[0].over for basis in known):
+            raise SpecificationError(
+                "these frontiers are of different users or catalogues; explore them apart"
+            )
+        paths = [f for f in frontiers if f.points and f.points[0].model is not None]
+        if len(paths) > 1:
+            raise SpecificationError("these are two frontiers over epsilon; give one")
+        self.frontiers, self.path = frontiers, (paths[0] if paths else None)
+        # The first basis that is no sweep of epsilon has the objective that is weighed.
+        self.basis = next((f.basis for f in frontiers if f is not self.path and f.basis), known[0])
+        assert self.basis.reranker is not None
+        self.reranker = self.basis.reranker
+        self.catalogue = self.basis.catalogue
+        self._candidates: dict[float | None, Any] = {}
+        self._top: dict[float | None, pd.DataFrame] = {}
+        self._in_use = None if before is None else self._slates(before)
+        self._populations: dict[float | None, CandidateTable] = {}
+        self._results: dict[tuple[Any, ...], Result] = {}
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """Along the path, ascending; empty where there is none."""
+        return () if self.path is None else tuple(sorted(point.value for point in self.path.points))
+
+    def numbers(self) -> dict[str, float]:
+        """How much each rule asks at first, for those rules that have a number, slate size left out."""
+        found = {}
+        for rule in self.reranker.constraints:
+            name, _ = number_of(hard_part(rule))
+            if name is not None and name != "k":
+                found[rule.name] = getattr(hard_part(rule), name)
+        return found
+
+    def start(self) -> Choice:
+        """The choice that the frontiers were made at."""
+        objective = self.reranker.objective
+        weight = objective.diversity_weight if isinstance(objective, EngagementDiversity) else None
+        epsilons = self.epsilons
+        return Choice(epsilons[-1] if epsilons else None, weight, self.numbers())
+
+    def candidates(self, epsilon: float | None) -> Any:
+        """Of the model at this epsilon, as pandas or Scores."""
+        if epsilon not in self._candidates:
+            found = self.basis.candidates(self._model(epsilon))
+            if not isinstance(found, Scores):
+                found = nw.from_native(found, eager_only=True).to_pandas()
+            self._candidates[epsilon] = found
+        return self._candidates[epsilon]
+
+    def before(self, epsilon: float | None) -> pd.DataFrame:
+        """Slates in use today; or each user's most relevant items, before rules and weights."""
+        if self._in_use is not None:
+            return self._in_use
+        if epsilon not in self._top:
+            top = top_k(self.candidates(epsilon), self.catalogue, self.reranker.slate_size)
+            self._top[epsilon] = top
+        return self._top[epsilon]
+
+    def users(self, epsilon: float | None) -> list[str]:
+        """Users with candidates."""
+        return self._population(epsilon).users.tolist()
+
+    def answer(self, choice: Choice) -> Result:
+        """Slates under the choice, or the conflict.
+
+        Raises:
+            SpecificationError: A number that its rule does not allow.
+        """
+        key = (choice.epsilon, choice.diversity, *sorted(choice.numbers.items()))
+        if key not in self._results:
+            rules = tuple(
+                with_number(rule, choice.numbers[rule.name])[0] if rule.name in choice.numbers else rule
+                for rule in self.reranker.constraints
+            )
+            asked = replace(self.reranker, constraints=rules)
+            if choice.diversity is not None:
+                asked = replace(asked, objective=EngagementDiversity(choice.diversity))
+            slates, conflict = None, None
+            try:
+                slates = self.basis.solve(asked, self.candidates(choice.epsilon))
+            except InfeasibleError as error:
+                conflict = error.conflict
+            self._results[key] = Result(choice, rules, slates, conflict)
+        return self._results[key]
+
+    def at(self, frontier: Frontier, place: int, choice: Choice) -> Choice:
+        """The choice moved to a point of a frontier, all else as it is."""
+        point: Point = frontier.points[place]
+        if frontier is self.path:
+            return replace(choice, epsilon=point.value)
+        if frontier.swept == "diversity":
+            return replace(choice, diversity=point.value)
+        return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
+
+    def relaxed(self, result: Result, name: str) -> Choice | None:
+        """The choice with one rule of a conflict as loose as settles it; None where no number does."""
+        assert result.conflict is not None
+        for rule, relaxation in zip(result.conflict.constraints, result.conflict.relaxations, strict=True):
+            if rule.name == name and relaxation.relaxed is not None:
+                first = tuple(self.reranker.constraints)[result.rules.index(rule)].name
+                changed = getattr(hard_part(relaxation.relaxed), str(relaxation.field))
+                if first in result.choice.numbers:
+                    return replace(result.choice, numbers={**result.choice.numbers, first: changed})
+        return None
+
+    def reasons(self, result: Result, user: str) -> dict[str, str]:
+        """Why each item of a user's slate that was not there before came in.
+
+        Each is put to the test: the slate with the best item that gave way in its place. Either that breaks
+        rules, which are named, or it lowers the objective.
+        """
+        assert result.slates is not None
+        chosen = result.slates.frame
+        now = chosen.loc[chosen["user"] == user, "item"].tolist()
+        before = self.before(result.choice.epsilon)
+        first = before.loc[before["user"] == user, "item"].tolist()
+        table = self._table(result, user)
+        place = {item: row for row, item in enumerate(self.catalogue.ids.take(table.items))}
+        gone = [item for item in first if item not in now and item in place]
+        reasons = {}
+        for item in now:
+            if item in first or not gone:
+                continue
+            swapped = np.array([place[gone[0] if other == item else other] for other in now])
+            broken = [
+                rule.name
+                for rule in result.rules
+                if rule.scope == "user" and not isinstance(rule, Soft) and rule.measure(swapped, table) > 1e-6
+            ]
+            if broken:
+                reasons[item] = f"for {', '.join(broken)}"
+            elif any(rule.scope == "population" for rule in result.rules):
+                reasons[item] = "for the weight on diversity, or a rule about all slates"
+            else:
+                reasons[item] = "for the weight on diversity"
+        return reasons
+
+    def slack(self, result: Result, user: str) -> dict[str, float]:
+        """How far each rule is from its bound: in a user's slate, or in all slates for a rule about them.
+
+        In the rule's own unit, negative where a soft rule is violated; of a rule with several bounds the
+        least.
+        """
+        assert result.slates is not None
+        everybody = self._population(result.choice.epsilon)
+        chosen = result.slates.frame
+        one = everybody.of(everybody.find(user))
+        mine = chosen.loc[chosen["user"] == user, "item"]
+        slack = {}
+        for rule in result.rules:
+            candidates: Any = everybody if rule.scope == "population" else one
+            if rule.scope == "population":
+                keys = everybody.users.repeat(np.diff(everybody.offsets)) + "\0"
+                keys += self.catalogue.ids.take(everybody.items)
+                at = keys.get_indexer(pd.Index(chosen["user"] + "\0" + chosen["item"]))
+            else:
+                at = pd.Index(self.catalogue.ids.take(one.items)).get_indexer(pd.Index(mine))
+            places = chosen["rank"].to_numpy() - 1 if rule.scope == "population" else np.arange(len(mine))
+            x = np.zeros((len(candidates.items), everybody.k))
+            x[at, places] = 1.0
+            lhs = rule.lhs(x if rule.positional else x.sum(axis=1), candidates)
+            slack[rule.name] = float(np.min(np.asarray(rule.rhs(candidates)) - np.asarray(lhs)))
+        return slack
+
+    def _table(self, result: Result, user: str) -> Any:
+        everybody = self._population(result.choice.epsilon)
+        return everybody.of(everybody.find(user))
+
+    def _population(self, epsilon: float | None) -> CandidateTable:
+        if epsilon not in self._populations:
+            self._populations[epsilon] = CandidateTable.read(
+                self.candidates(epsilon),
+                self.catalogue,
+                self.reranker.slate_size,
+                self.basis.served_history(),
+            )
+        return self._populations[epsilon]
+
+    def _slates(self, before: pd.DataFrame) -> pd.DataFrame:
+        if missing := [name for name in ("user", "item", "rank") if name not in before]:
+            raise DataError(f"the slates in use have no column {missing[0]!r}")
+        slates = before.astype({"user": str, "item": str}).sort_values(["user", "rank"], kind="stable")
+        if (unknown := self.catalogue.positions(slates["item"]) < 0).any():
+            raise DataError(f"item {slates['item'][unknown].iloc[0]!r} in use is not in the catalogue")
+        return slates
+
+    def _model(self, epsilon: float | None) -> Any:
+        if self.path is None or epsilon is None:
+            return None
+        return next(point.model for point in self.path.points if point.value == epsilon)

@@ -1,0 +1,235 @@
+"""The explorer in a real browser, as the dashboard and in JupyterLab; screenshots go to out/browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from recsys_budget.cli import dashboard
+from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Policy, SlateSize
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SHOTS = Path(__file__).parents[1] / "out" / "browser"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+OWN = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "about:")
+# Seconds; the machine may be busy with other tests.
+PATIENCE = 120
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright"),
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),  # servers' own
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Candidates, catalogue and policy, with titles that would like to be markup."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(5)
+    kinds = ["Drama", "Crime", "Comedy", "History", "War", "Music"]
+    items = pd.DataFrame(
+        {
+            "item": [f"i{n}" for n in range(30)],
+            "title": [f"<b>Title</b> {n} $x_{{$" for n in range(30)],
+            "categories": [kinds[n % 6] for n in range(30)],
+        }
+    )
+    rows = [
+        # Crime is liked best, so that more diversity changes every slate.
+        {"user": f"u{user}", "item": f"i{n}", "relevance": value + (n % 6 == 1)}
+        for user in range(8)
+        for n, value in enumerate(rng.random(30).round(3))
+    ]
+    pd.DataFrame(rows).to_csv(folder / "candidates.csv", index=False)
+    items.to_csv(folder / "catalogue.csv", index=False)
+    rules = [SlateSize(5), CategoryMaximum("Drama", 2), CategoryMinimum("Drama", 1)]
+    (folder / "policy.yaml").write_text(Policy("test", rules).to_yaml(), encoding="utf-8")
+    return folder
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def served(words, environment, port, log):
+    """A server that is listening, stopped afterwards."""
+    with log.open("w") as output:
+        server = subprocess.Popen(words, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                assert server.poll() is None, log.read_text()
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield
+        finally:
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@contextlib.contextmanager
+def opened(url):
+    """A page in a fresh profile; what it asked of other hosts and what went wrong must be nothing."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE * 1000)
+    foreign, wrong = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1300, "height": 1300})
+        page.set_default_timeout(PATIENCE * 1000)
+        page.on("request", lambda r: None if r.url.startswith(OWN) else foreign.append(r.url))
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(url, wait_until="domcontentloaded")
+        try:
+            yield page
+        finally:
+            browser.close()
+    assert foreign == []
+    assert wrong == []
+
+
+def walk(page, name):
+    """Move a slider, click a point, run into a conflict and settle it: what a person would do."""
+    from playwright.sync_api import expect
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+
+    def shot(what):
+        page.screenshot(path=SHOTS / f"{name}-{what}.png", full_page=True)
+
+    def slates():
+        return page.locator(".rb-card", has_text="User u0").first.inner_text()
+
+    def figures():
+        return page.locator("[role=status]").first
+
+    def settled(weight):
+        """The kernel has answered this weight."""
+        expect(page.locator(".widget-text input[type=number]").first).to_have_value(str(weight))
+        expect(figures()).to_contain_text("Engagement")
+
+    circles = page.locator(".rb-front circle.point, .rb-front circle.dominated")
+    expect(circles.first).to_be_visible()
+    expect(figures()).to_contain_text("Engagement")
+    expect(page.locator(".rb-card", has_text="User u0").first).to_contain_text("<b>Title</b>")
+    shot("start")
+    before = slates()
+
+    page.locator(".widget-slider .noUi-handle").first.focus()
+    for _ in range(60):  # the weight on diversity, to 0.6
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('.rb-card')].find(c => c.innerText.startsWith('User u0'))"
+        ".innerText !== before",
+        arg=before,
+    )
+    settled(0.6)
+    shot("slider")
+
+    circles.last.click()
+    expect(circles.last).to_have_attribute("aria-pressed", "true")
+    settled(0.7)
+    shot("clicked")
+    circles.last.press("ArrowLeft")
+    settled(0.5)
+    assert slates() != before
+
+    least = page.locator(".widget-text input[type=number]").nth(2)
+    least.fill("4")
+    least.press("Enter")
+    expect(figures()).to_contain_text("Impossible")
+    expect(page.get_by_text("no slate satisfies together").first).to_be_visible()
+    shot("conflict")
+    page.get_by_role("button", name="at least 4 Drama").click()
+    expect(figures()).to_contain_text("Engagement")
+    assert least.input_value() == "2"
+    shot("settled")
+
+
+def test_dashboard(files, tmp_path):
+    port = free_port()
+    words, environment, folder = dashboard.command(
+        files / "candidates.csv",
+        catalogue=files / "catalogue.csv",
+        policy=files / "policy.yaml",
+        port=port,
+        browser=False,
+    )
+    assert "--Voila.ip=127.0.0.1" in words
+    with (
+        folder,
+        served(words, environment, port, tmp_path / "log"),
+        opened(f"http://127.0.0.1:{port}/") as page,
+    ):
+        walk(page, "dashboard")
+
+
+def test_jupyterlab(files, tmp_path):
+    port, token, root = free_port(), secrets.token_hex(8), tmp_path / "root"
+    root.mkdir()
+    source = f"""
+from pathlib import Path
+from recsys_budget.cli.dashboard import explorer
+folder = Path({str(files)!r})
+explorer(*(str(folder / name) for name in ("candidates.csv", "catalogue.csv", "policy.yaml")))
+"""
+    # Without its name JupyterLab would ask for the kernel.
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=kernel), root / "page.ipynb")
+    quiet = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews":"false","checkForUpdates":false}')
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+    }
+    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    words += [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}"]
+    words += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--ServerApp.port_retries=0"]
+    words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    url = f"http://127.0.0.1:{port}/lab/tree/page.ipynb?reset&token={token}"
+    with served(words, environment, port, tmp_path / "log"), opened(url) as page:
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
+        page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
+        page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        walk(page, "lab")
