@@ -30,7 +30,10 @@ from recsys_budget.data import Interactions, k_core, load_dataset
 from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import (
     EASE,
+    ImplicitALS,
     Popularity,
+    PrivateALS,
+    PrivateAutoencoder,
     PrivateItemModel,
     PrivatePopularity,
     Recommender,
@@ -65,10 +68,21 @@ PRIVATE: dict[str, Callable[[Public], Any]] = {
     "PrivateItemModel, no catalogue": lambda p: PrivateItemModel(
         declared_users=p.declared_users, use_catalogue=False, insecure_seed=p.seed
     ),
+    "PrivateALS": lambda p: PrivateALS(declared_users=p.declared_users, insecure_seed=p.seed),
+    "PrivateALS, DPALS": lambda p: PrivateALS(
+        declared_users=p.declared_users, unobserved_weight=0.3, insecure_seed=p.seed
+    ),
+    "PrivateAutoencoder": lambda p: PrivateAutoencoder(
+        declared_users=p.declared_users, progress=False, insecure_seed=p.seed
+    ),
+    "PrivateAutoencoder, warm start": lambda p: PrivateAutoencoder(
+        declared_users=p.declared_users, start="gram", progress=False, insecure_seed=p.seed
+    ),
 }
 NOT_PRIVATE: dict[str, Callable[[], Any]] = {
     "Popularity (not private)": Popularity,
     "EASE (not private)": EASE,
+    "ImplicitALS (not private)": ImplicitALS,
 }
 
 

@@ -39,6 +39,7 @@ from .errors import RecsysBudgetError as RecsysBudgetError
 from .errors import SensitivityError as SensitivityError
 from .errors import SolverTimeoutError as SolverTimeoutError
 from .errors import SpecificationError as SpecificationError
+from .errors import UnprovenBoundsError as UnprovenBoundsError
 from .frontiers import Frontier as Frontier
 from .frontiers import frontier as frontier
 from .metrics import intra_list_diversity as intra_list_diversity
@@ -48,7 +49,10 @@ from .models import ImplicitALS as ImplicitALS
 from .models import Popularity as Popularity
 from .models import PrivateALS as PrivateALS
 from .models import PrivateAutoencoder as PrivateAutoencoder
+from .models import PrivateItemModel as PrivateItemModel
+from .models import PrivatePopularity as PrivatePopularity
 from .models import PrivateTrainer as PrivateTrainer
+from .models import recommend_model as recommend_model
 from .privacy import PrivacyBudget as PrivacyBudget
 from .privacy import PrivacyLedger as PrivacyLedger
 from .privacy import PrivateQueries as PrivateQueries
@@ -64,6 +68,9 @@ from .rerank import HistoryMatch as HistoryMatch
 from .rerank import Novelty as Novelty
 from .rerank import ObjectiveFloor as ObjectiveFloor
 from .rerank import ParityReranker as ParityReranker
+from .rerank import PrivateCertificate as PrivateCertificate
+from .rerank import PrivateReranker as PrivateReranker
+from .rerank import PrivateSlates as PrivateSlates
 from .rerank import Reranker as Reranker
 from .rerank import Scores as Scores
 from .rerank import rerank_part as rerank_part

@@ -178,6 +178,20 @@ class SolverTimeoutError(SolverError):
         super().__init__(message)
 
 
+class UnprovenBoundsError(SolverError):
+    """Noisy loads that do not prove every hard bound about all slates, so no slate is handed out.
+
+    The budget is spent. All that this error says is made from what was released.
+
+    Attributes:
+        certificate: The :class:`~recsys_budget.rerank.PrivateCertificate` of the slates not handed out.
+    """
+
+    def __init__(self, message: str, *, certificate: Any) -> None:
+        self.certificate = certificate
+        super().__init__(message)
+
+
 class NumericalError(SolverError):
     """Numbers that fail a check, so they are not handed out: a solver's answer, parameters or scores."""
 

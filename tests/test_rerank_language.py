@@ -263,7 +263,8 @@ RULES: list[Constraint] = [SlateSize(6), CategoryMinimum("A", 2), CategoryMaximu
         (EngagementDiversity(0.3), RULES, True, "diverse"),
         (Engagement(), [*RULES, Cap("cost", 9.0)], True, None),
         (Engagement(), RULES, False, None),
-        (EngagementDiversity(0.3), RULES, False, "general"),
+        (EngagementDiversity(0.3), RULES, False, "direct"),
+        (EngagementDiversity(0.8), [*RULES, Cap("cost", 9.0)], True, "direct"),
         (Engagement("log"), RULES, False, "general"),
         (Engagement(), [*RULES, ExposureMinimum("A", 1.2)], True, "general"),
         (Engagement(), [*RULES, Soft(CategoryMinimum("C", 1), 0.1)], True, "general"),
@@ -389,7 +390,8 @@ def test_out_of_time_hands_out_checked_slates_with_their_gap(monkeypatch: pytest
     frame, catalogue = example(5)
     now = itertools.count(0.0, 0.4)
     monkeypatch.setattr(time, "monotonic", lambda: next(now))  # no wall clock: each look takes 0.4 s
-    slates = Reranker(EngagementDiversity(0.3), RULES).rerank(frame, catalogue, time_limit=4.0)
+    reranker = Reranker(EngagementDiversity(0.3), RULES, route="general")
+    slates = reranker.rerank(frame, catalogue, time_limit=4.0)
     certificate = slates.certificate
     assert certificate.timed_out
     assert certificate.largest_violation == 0.0

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import direct as route
+from recsys_budget.rerank.routes._core import bound_at
+from recsys_budget.rerank.routes._program import Program
 from recsys_budget.rerank.routes.direct import DirectSlates, solve_direct
 
 N_ITEMS = 12
@@ -36,11 +39,14 @@ class Case:
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     fixed: NDArray[np.int8]
+    factors: NDArray[np.float64] | None = None
+    curvature: float = 0.0
+    linear: NDArray[np.float64] | None = None
 
     def solve(self, **options: Any) -> DirectSlates:
         return solve_direct(
             self.offsets, self.gains, self.items, self.k, self.rules, self.lower, self.upper,
-            fixed=self.fixed, **options,
+            self.factors, self.curvature, self.linear, fixed=self.fixed, **options,
         )  # fmt: skip
 
     def user(self, u: int) -> Case:
@@ -64,11 +70,15 @@ class Case:
             kept = (sums >= alone.lower - 1e-10).all() and (sums <= alone.upper + 1e-10).all()
             if kept and must <= set(slate) and not never & set(slate):
                 found[slate] = float(alone.gains[list(slate)].sum())
+                if self.factors is not None and self.linear is not None:
+                    items = alone.items[list(slate)]
+                    z = self.factors[items].sum(axis=0)
+                    found[slate] += float(self.linear[items].sum() - self.curvature * (z @ z))
         return found
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, diverse: bool = False) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     k, n_rules = draw(st.integers(1, 4)), draw(st.integers(0, 4))
     rules = (rng.random((N_ITEMS, n_rules)) < 0.4) * 1.0
@@ -95,7 +105,16 @@ def cases(draw: st.DrawFn) -> Case:
         lower=lower,
         upper=upper,
         fixed=fixed.astype(np.int8),
+        **(_diversity(draw, rng, tied) if diverse else {}),
     )
+
+
+def _diversity(draw: st.DrawFn, rng: np.random.Generator, tied: bool) -> dict[str, Any]:
+    m = draw(st.integers(1, 3))
+    factors = (rng.random((N_ITEMS, m)) < 0.5) / np.sqrt(2.0) if tied else rng.normal(size=(N_ITEMS, m))
+    curvature = draw(st.sampled_from([0.02, 0.2, 1.0, 5.0]))
+    linear = curvature * np.square(factors).sum(axis=1)
+    return {"factors": factors, "curvature": curvature, "linear": linear}
 
 
 def check(case: Case, found: DirectSlates, gap: float = 0.0) -> None:
@@ -110,7 +129,7 @@ def check(case: Case, found: DirectSlates, gap: float = 0.0) -> None:
             continue
         slate = tuple(found.chosen[u].tolist())
         assert found.objective[u] == pytest.approx(possible[slate], abs=1e-12)
-        assert found.bound[u] >= max(possible.values()) - 1e-15
+        assert found.bound[u] >= max(possible.values()) - 1e-14
         assert found.bound[u] - found.objective[u] <= gap * abs(found.objective[u]) + 1e-9
 
 
@@ -118,6 +137,20 @@ def check(case: Case, found: DirectSlates, gap: float = 0.0) -> None:
 @given(cases(), st.sampled_from([0.0, 0.1]))
 def test_every_slate_tried(case: Case, gap: float) -> None:
     check(case, case.solve(gap=gap), gap)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(diverse=True), st.sampled_from([0.0, 1e-3, 0.1]))
+def test_every_diverse_slate_tried(case: Case, gap: float) -> None:
+    check(case, case.solve(gap=gap, nodes=100_000), gap)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(diverse=True), st.sampled_from([0.0, 0.1]))
+def test_branching_alone_is_exact_for_diversity_too(case: Case, gap: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(route, "STEPS", 2)
+        check(case, case.solve(gap=gap, nodes=100_000), gap)
 
 
 @settings(max_examples=40, deadline=None)
@@ -130,7 +163,7 @@ def test_branching_alone_is_exact_too(case: Case) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(), st.integers(1, 3))
+@given(st.booleans().flatmap(lambda diverse: cases(diverse=diverse)), st.integers(1, 3))
 def test_a_limit_on_programs_keeps_the_bound(case: Case, nodes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(route, "STEPS", 2)
@@ -142,11 +175,11 @@ def test_a_limit_on_programs_keeps_the_bound(case: Case, nodes: int) -> None:
         if found.feasible[u]:
             assert tuple(found.chosen[u].tolist()) in possible
         if possible:
-            assert found.bound[u] >= max(possible.values()) - 1e-15
+            assert found.bound[u] >= max(possible.values()) - 1e-14
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases())
+@given(st.booleans().flatmap(lambda diverse: cases(diverse=diverse)))
 def test_batch_equals_single(case: Case) -> None:
     batch = case.solve()
     for u in range(len(case.offsets) - 1):
@@ -273,21 +306,21 @@ def test_a_solver_that_lies_costs_time_and_nothing_else(monkeypatch: pytest.Monk
     case = replace(case, lower=np.where(np.isfinite(case.lower), 1.0, -np.inf))
     truth = case.solve()
     assert truth.feasible.all()
-    honest = route._Program.solve
+    honest = Program.solve
 
     def solve(self: Any, state: Any) -> Any:
-        fractions, prices, ray = honest(self, state)
+        fractions, prices, slopes, ray = honest(self, state)
         if lie == "infeasible":
-            return fractions, prices, np.ones_like(prices)
+            return fractions, prices, slopes, np.ones_like(prices)
         if lie == "noise":
-            prices = np.random.default_rng(0).normal(size=len(prices))
+            prices, slopes = (np.random.default_rng(0).normal(size=len(p)) for p in (prices, slopes))
         if lie == "half":
             fractions = np.full(len(fractions), 0.5)
         if lie == "nan":
             fractions, prices = np.zeros(len(fractions)), np.zeros(len(prices))
-        return fractions, prices, ray
+        return fractions, prices, slopes, ray
 
-    monkeypatch.setattr(route._Program, "solve", solve)
+    monkeypatch.setattr(Program, "solve", solve)
     found = case.solve(nodes=100_000)
     np.testing.assert_allclose(found.objective, truth.objective)
     assert (found.bound >= truth.objective - 1e-12).all()
@@ -412,25 +445,65 @@ def test_bounds_hold_and_optima_are_found_where_the_relaxation_is_loose(
     assert np.isfinite(optimum).mean() > 0.3  # otherwise this tests little
 
 
-def test_any_prices_bound_every_slate() -> None:
-    """Weak duality, at prices that a solver would never give and with rows settled."""
-    case, rng = hard(20), np.random.default_rng(0)
+def hard_and_diverse(n_users: int) -> Case:
+    factors = np.abs(np.random.default_rng(3).normal(size=(100, 3)))
+    linear = 0.2 * np.square(factors).sum(axis=1)
+    return replace(hard(n_users), factors=factors, curvature=0.2, linear=linear)
+
+
+@pytest.mark.parametrize("make", [hard, hard_and_diverse])
+def test_any_prices_bound_every_slate(make: Callable[[int], Case]) -> None:
+    """Weak duality, at prices and slopes that a solver would never give and with rows settled."""
+    case, rng = make(20), np.random.default_rng(0)
     tight = 0
     for u in range(20):
         alone = case.user(u)
         possible = case.slates(u)
         if not possible:
             continue
+        factors = np.zeros((14, 0)) if case.factors is None else case.factors[alone.items]
+        gains = alone.gains + (0.0 if case.linear is None else case.linear[alone.items])
         for _ in range(20):
             state = np.zeros(14, np.int8)
             kept = next(iter(possible))
             state[kept[0]], state[next(i for i in range(14) if i not in kept)] = 1, -1
             within = [v for s, v in possible.items() if (state[list(s)] >= 0).all() and kept[0] in s]
             price = rng.normal(size=4) * rng.choice([0.01, 0.3, 3.0])
-            bound = route._bound(
-                alone.gains, case.rules[alone.items], alone.lower, alone.upper, price, state, 5, np.empty(14)
-            )
+            slope = 2.0 * case.curvature * 5.0 * rng.random(factors.shape[1])
+            bound = bound_at(
+                gains, case.rules[alone.items], alone.lower, alone.upper, factors, case.curvature, price,
+                slope, state, 5, np.empty(14),
+            )  # fmt: skip
             assert np.isfinite(np.where(price > 0, alone.upper, alone.lower)[price != 0.0]).all()
             assert bound >= max(within)
             tight += bound < 1.5 * max(within)
     assert tight > 20
+
+
+def test_bounds_hold_where_squares_and_rules_leave_the_relaxation_loose() -> None:
+    case = hard_and_diverse(40)
+    optimum = np.array([max(case.slates(u).values(), default=np.nan) for u in range(40)])
+    there = np.isfinite(optimum)
+    for nodes in (1, 3, 100_000):
+        found = case.solve(nodes=nodes)
+        known = there & ~found.impossible
+        assert (known == there).all()
+        assert (found.bound[known] >= optimum[known] - 1e-12).all()
+        assert (found.objective[found.feasible] <= optimum[found.feasible] + 1e-12).all()
+    np.testing.assert_allclose(found.objective[there], optimum[there], rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"curvature": -1.0},
+        {"curvature": np.inf},
+        {"factors": np.full((300, 2), np.nan), "curvature": 1.0},
+        {"factors": np.ones((3, 2)), "curvature": 1.0},
+        {"linear": np.ones(3)},
+        {"linear": np.full(300, np.inf)},
+    ],
+)
+def test_squares_that_are_no_diversity_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SpecificationError):
+        replace(generated(1), **change).solve()

@@ -353,3 +353,47 @@ def test_bounds_hold_and_optima_are_found_where_the_relaxation_is_loose() -> Non
     np.testing.assert_allclose(found.objective, optimum, rtol=0.0, atol=1e-9)
     np.testing.assert_allclose(found.bound, optimum, rtol=0.0, atol=1e-9)
     assert np.mean(visited[-1] > 5) > 0.3  # otherwise this tests little
+
+
+def bound_at_one_point(case: Case, u: int, nodes: int = 1) -> float:
+    return float(case.user(u).solve(nodes=nodes).bound[0])
+
+
+@pytest.mark.parametrize("weight", [0.7, 0.9, 1.0])
+def test_where_diversity_weighs_most_every_bound_holds_and_few_are_loose(weight: float) -> None:
+    case = generated(6, n=16, k=4, weight=weight)
+    for u in range(6):
+        optimum = max(case.value(u, slate) for slate in case.slates(u))
+        for nodes in (1, 2, 5):
+            bound = bound_at_one_point(case, u, nodes)
+            # No slate of four has a diversity above 1, and a tangent alone says 1.05.
+            assert optimum <= bound <= min(1.0 + 1e-9, 1.06 * optimum)
+
+
+@pytest.mark.parametrize("weight", [0.9, 1.0])
+def test_bounds_of_slates_of_ten_stay_close_where_diversity_weighs_most(weight: float) -> None:
+    found = generated(40, n=100, k=8, weight=weight).solve(gap=1e-3, nodes=60)
+    assert float(np.mean(1.0 - found.objective / found.bound)) < 0.01
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([1.0, 0.5, 0.25, 0.75]), min_size=1, max_size=12), st.integers(1, 4))
+def test_what_slates_can_sum_to(values: list[float], k: int) -> None:
+    bars, lists, first, sums = route.attainable(sparse.csr_array(np.array(values)[:, None]), k)
+    different = sorted(set(values))
+    assert first.tolist() == [0, len(different) + 1]
+    for t in range(len(different) + 1):
+        expected = {
+            sum(some)
+            for size in range(k + 1)
+            for some in itertools.combinations_with_replacement(different[:t], size)
+        }
+        assert sums[lists[t] : lists[t + 1]].tolist() == sorted(expected)[: route.SUMS]
+        assert bars[t] == (different[t - 1] / 2 if t else -np.inf)
+
+
+def test_factors_below_zero_or_of_many_values_have_no_list() -> None:
+    rng = np.random.default_rng(0)
+    factors = np.column_stack([rng.random(20), -np.ones(20), np.ones(20)])
+    _, _, first, _ = route.attainable(sparse.csr_array(factors), 3)
+    assert first.tolist() == [0, 0, 0, 2]

@@ -150,15 +150,18 @@ def test_tables_shaped_by_unpaid_reads_and_strangers_cost_nothing(split, make):
     with pytest.raises(SpecificationError, match="vocabulary was read"):
         make().fit(Interactions.from_frame(split.train.to_frame()), ledger=ledger)
     assert ledger.spent == 0
+    assert "reservation" not in ledger.history()["event"].tolist()
 
 
 def test_people_of_another_population_are_refused_before_anything_is_spent(split, tmp_path):
     one = PrivacyLedger(BUDGET, path=tmp_path / "l.db", population="one")
     two = PrivacyLedger(BUDGET, path=tmp_path / "l.db", population="two")
     MODELS["popularity"]().fit(split.train, ledger=one)
+    before = two.history()
     with pytest.raises(PopulationError):
         MODELS["ease"]().fit(split.train, ledger=two)
     assert two.spent == 0
+    pd.testing.assert_frame_equal(two.history(), before)
 
 
 @EACH_MODEL

@@ -55,6 +55,14 @@ def test_it_is_what_it_says(seed):
     np.testing.assert_allclose(unit_gram_sum(rows, 7 * weights, centre), found, atol=1e-3)
 
 
+def test_a_row_that_its_centre_nearly_cancels_counts_by_an_eighth_of_its_norm():
+    rows, weights = rows_of([range(15)], 15), np.geomspace(1, 30, 15)
+    centre = np.full(15, 0.99 / 15)
+    found = unit_gram_sum(rows, weights, centre)
+    np.testing.assert_allclose(found, (1 - 2.0**-10) * by_definition(rows, weights, centre), atol=1e-5)
+    assert np.trace(found) == pytest.approx((8 * 0.01) ** 2, rel=0.01)
+
+
 def test_the_order_of_users_changes_no_bit():
     rng = np.random.default_rng(1)
     rows, weights, centre = some_rows(rng, 500), rng.uniform(0.1, 3, 15), shares(rng, 15)

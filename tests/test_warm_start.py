@@ -156,6 +156,14 @@ def test_noise_alone_leaves_no_factors():
     assert found == 0
 
 
+@pytest.mark.parametrize(("second", "kept"), [(10.9, 0), (11.5, 0), (13.0, 1)])
+def test_what_noise_may_reach_by_chance_does_not_stand_out(second, kept):
+    """The largest eigenvalue of noise alone in 60 dimensions: about 10.95, and 12.38 once in thousands."""
+    gram = np.diag([100.0, second] + [0.0] * 58)
+    factors = warm_factors(gram, np.arange(60), np.zeros(60), noise=1.0, declared_users=100, n_factors=8)
+    assert factors.shape == (60, kept)
+
+
 def test_the_largest_factors_are_kept_and_items_outside_of_the_head_have_none():
     gram = np.diag([50.0, 40.0, 30.0, 20.0, 0.0])
     factors = warm_factors(

@@ -23,7 +23,8 @@ class ExposureParity:
 
     ``low * average of second <= average of first <= high * average of second``, where the average exposure of
     a category is over the user's candidates that are in it, shown or not. One ranking can rarely do that, so
-    this is no :class:`~recsys_budget.constraints.Constraint` on a slate: a mixture of two rankings keeps it.
+    this is no :class:`~recsys_budget.constraints.Constraint` on a slate: a mixture of few rankings keeps it.
+    For more than two groups, ask for several: of each group and another, or of each and all others.
     Users without a candidate of one of the two are free of it.
 
     Attributes:
@@ -103,12 +104,14 @@ class ExposureParity:
                 rows[1] = first - self.high * second
         return rows @ (x @ position_weights(self.discount, candidates.k))
 
-    def measure(self, rankings: NDArray[np.integer], probability: float, candidates: Candidates) -> float:
+    def measure(
+        self, rankings: NDArray[np.integer], chances: NDArray[np.float64], candidates: Candidates
+    ) -> float:
         """How far the expected averages are from the rule, in exposure; 0.0 when it holds.
 
         Args:
-            rankings: Rows of the candidates, shape ``(2, k)``, the first place first.
-            probability: Chance of the first ranking.
+            rankings: Rows of the candidates, shape ``(m, k)``, the first place first; -1 for empty places.
+            chances: Chance of each ranking, shape ``(m,)``.
             candidates: The candidates of that user.
         """
         group = self.groups(candidates.catalogue)[candidates.items]
@@ -116,7 +119,7 @@ class ExposureParity:
         if not all(sizes):
             return 0.0
         shown = [0.0, 0.0]
-        for ranking, chance in zip(rankings, (probability, 1.0 - probability), strict=True):
+        for ranking, chance in zip(rankings, chances.tolist(), strict=True):
             for row, worth in zip(ranking, position_weights(self.discount, len(ranking)), strict=True):
                 if row >= 0 and group[row] >= 0:
                     shown[group[row]] += chance * float(worth) / sizes[group[row]]

@@ -110,7 +110,7 @@ class PrivateAutoencoder(Recommender):
         declared_users: About how many users there are, as publicly known. It scales the gradient average and
             is never checked against the data, since that would reveal the true number.
         start: None starts the factors at random; "gram" from a noisy Gram matrix. The planner then splits the
-            budget: about four fifths go to the matrix.
+            budget: about three quarters go to the matrix.
         n_factors: Width of the hidden layer.
         steps: Most training steps to run.
         sample_rate: Probability that a step includes a given user.

@@ -68,7 +68,9 @@ class PrivateItemModel(StatisticsModel):
     2. The Gram matrix of the head (:meth:`~recsys_budget.privacy.PrivateQueries.unit_gram`): each user's
        weighted row, less what popularity explains, divided by its norm.
 
-    All else is computed from these two and the public catalogue, and costs nothing:
+    What the second asks depends on what the first answered. Their noise multipliers do not, so they compose
+    as if it did not (Zhu, Dong and Wang 2022, arXiv:2106.08567). All else is computed from these two and the
+    public catalogue, and costs nothing:
 
     * *Relations.* Items of one provider (author, brand), items that share categories, and items near in a
       numeric attribute (year, length) may go together. How much they do is estimated from the matrix, a

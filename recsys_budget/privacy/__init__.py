@@ -14,7 +14,14 @@ from recsys_budget.privacy.accounting import (
 from recsys_budget.privacy.budget import PrivacyBudget
 from recsys_budget.privacy.ledger import LedgerHead, PrivacyLedger
 from recsys_budget.privacy.mechanism import GaussianMechanism, Mechanism, SampledGaussianMechanism
-from recsys_budget.privacy.noise import NoiseSource, SeededNoise, SystemNoise, drawn_ahead, release_sum
+from recsys_budget.privacy.noise import (
+    NoiseSource,
+    SeededNoise,
+    SystemNoise,
+    drawn_ahead,
+    noise_deviation,
+    release_sum,
+)
 from recsys_budget.privacy.noisy import NoisyGram, NoisyValues
 from recsys_budget.privacy.planner import BudgetPlan, Use, plan_budget
 from recsys_budget.privacy.queries import PrivateQueries
@@ -43,6 +50,7 @@ __all__ = [
     "filter_epsilon",
     "filter_order",
     "largest_steps",
+    "noise_deviation",
     "plan_budget",
     "release_sum",
     "renyi",

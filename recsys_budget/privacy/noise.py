@@ -117,13 +117,7 @@ def release_sum(
         raise SpecificationError(f"sensitivity is {sensitivity}; it must be positive and finite")
     if not np.isfinite(total).all():
         raise NumericalError("the sum is not finite; bound what each user adds before adding it")
-    coarse = mechanism.noise_multiplier * math.sqrt(total.size) * _GRID
-    if coarse > 0.5:
-        raise SpecificationError(
-            f"noise {mechanism.noise_multiplier:g} on {total.size} numbers is beyond what the grid of 2**-32 "
-            f"allows; noise times the square root of the count must stay below {0.5 / _GRID:.0f}"
-        )
-    scale = mechanism.noise_multiplier * sensitivity * (1 + _ROUNDING) / (1 - coarse)
+    scale = noise_deviation(total.size, sensitivity=sensitivity, mechanism=mechanism)
     standard = np.asarray(total / scale, np.float64)
     standard *= 1 / _GRID  # powers of two: exact
     np.rint(standard, out=standard)
@@ -131,6 +125,21 @@ def release_sum(
     standard += noise.normal(total.size).reshape(total.shape)
     standard *= scale
     return standard
+
+
+def noise_deviation(size: int, *, sensitivity: float, mechanism: GaussianMechanism) -> float:
+    """Standard deviation of the noise that :func:`release_sum` adds to each of so many numbers.
+
+    Raises:
+        SpecificationError: The noise is so large beside the sensitivity that the grid would be too coarse.
+    """
+    coarse = mechanism.noise_multiplier * math.sqrt(size) * _GRID
+    if coarse > 0.5:
+        raise SpecificationError(
+            f"noise {mechanism.noise_multiplier:g} on {size} numbers is beyond what the grid of 2**-32 "
+            f"allows; noise times the square root of the count must stay below {0.5 / _GRID:.0f}"
+        )
+    return mechanism.noise_multiplier * sensitivity * (1 + _ROUNDING) / (1 - coarse)
 
 
 class SystemNoise:

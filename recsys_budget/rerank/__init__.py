@@ -1,6 +1,6 @@
 """Slates that satisfy every hard rule, each answer with a certificate."""
 
-from recsys_budget.rerank.certificate import Certificate
+from recsys_budget.rerank.certificate import Certificate, PrivateCertificate
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.distributed import DistributedSlates, rerank_distributed
 from recsys_budget.rerank.frames import top_k
@@ -17,6 +17,7 @@ from recsys_budget.rerank.objective import (
 )
 from recsys_budget.rerank.partitions import SLATES_SCHEMA, no_slates, rerank_part, rerank_parts
 from recsys_budget.rerank.prepared import Prepared
+from recsys_budget.rerank.private import PrivateReranker, PrivateSlates
 from recsys_budget.rerank.reranker import Reranker, Slates
 from recsys_budget.rerank.scores import Scores
 
@@ -36,6 +37,9 @@ __all__ = [
     "ObjectiveFloor",
     "ParityReranker",
     "Prepared",
+    "PrivateCertificate",
+    "PrivateReranker",
+    "PrivateSlates",
     "Relaxation",
     "Reranker",
     "Scores",

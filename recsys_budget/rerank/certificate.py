@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from recsys_budget.constraints import TOLERANCE
+from recsys_budget.privacy import round_up
 from recsys_budget.rerank import display
 
 # What slates cost in privacy; see Certificate.privacy.
@@ -122,3 +123,93 @@ def relative_gap(objective: NDArray[np.float64], bound: NDArray[np.float64]) -> 
     """``(bound - objective) / |bound|``, 0.0 where the two differ by the solver's precision or less."""
     apart = bound - objective
     return np.where(apart <= TOLERANCE, 0.0, apart / np.maximum(np.abs(bound), TOLERANCE))
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateCertificate:
+    """What is known about slates made at private prices: noisy or public figures alone, free to publish.
+
+    Nothing here was read off the slates without noise, so the loads are not counted again as in
+    :class:`Certificate`. With probability at least ``1 - beta`` over the noise, all of the following hold
+    together, or no slates are handed out: every hard bound that the table calls proven holds, and no slates
+    within the hard rules have a mean objective more than ``given_up`` above these.
+
+    Attributes:
+        objective: Mean over users, penalties of soft constraints about all slates taken off; with noise.
+        bound: Mean that no slates within the hard rules exceed; with noise.
+        standard_error: Of the noise on ``objective`` and, separately, on ``bound``: the larger of the two.
+        given_up: Upper limit of ``bound - objective``: what privacy, room for noise and the search together
+            cost. inf where noise hides the number of users.
+        bounds: A row a bound: rule, part (the provider or item it is about, where the rule is about several),
+            side ("at least" or "at most"), bound (for a share, at the noisy number of users), load (with
+            noise), margin (what the load must be inside the bound to prove it), price (in objective), hard,
+            proven.
+        users: Number of users with a slate; with noise.
+        users_error: Standard error of its noise.
+        beta: See above.
+        noise_multiplier: All releases together cost what one with this noise costs.
+        epsilon: Their cost alone, by PLD; what a ledger guarantees of everything together is in the ledger.
+        delta: The delta of that figure: the cap's.
+        rounds: Releases that set prices; one more measured the slates.
+        record: Number of the reservation in the ledger.
+        route: ``"prices"``.
+        solver_version: What chose slates at prices.
+        private: False when repeatable noise was used: then nothing is promised.
+    """
+
+    objective: float
+    bound: float
+    standard_error: float
+    given_up: float
+    bounds: pd.DataFrame
+    users: float
+    users_error: float
+    beta: float
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    rounds: int
+    record: int
+    route: str
+    solver_version: str
+    private: bool
+
+    @property
+    def privacy(self) -> PrivacyMode:
+        """``"population_private"``; with repeatable noise ``"population_not_private"``."""
+        return "population_private" if self.private else "population_not_private"
+
+    @property
+    def proven(self) -> bool:
+        """Whether every hard bound is proven."""
+        return bool(self.bounds.loc[self.bounds["hard"], "proven"].all())
+
+    @property
+    def shadow_prices(self) -> dict[str, float]:
+        """By rule, what the sum of objectives would gain if each of its bounds were one looser."""
+        return {str(name): float(price) for name, price in self.bounds.groupby("rule")["price"].sum().items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure as plain Python values; None for what noise hides."""
+        plain = {name: value for name, value in vars(self).items() if name != "bounds"}
+        if not math.isfinite(self.given_up):
+            plain["given_up"] = None
+        return plain | {"privacy": self.privacy, "bounds": self.bounds.to_dict("records")}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as one JSON object."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        return display.private_card(self)
+
+    def __repr__(self) -> str:
+        hard = int(self.bounds["hard"].sum())
+        proven = int((self.bounds["hard"] & self.bounds["proven"]).sum())
+        not_private = "" if self.private else "not private: repeatable noise was used; "
+        return (
+            f"PrivateCertificate({not_private}about {self.users:.0f} users: objective {self.objective:.4f} "
+            f"+- {self.standard_error:.4f}, at most {self.given_up:.4f} given up; {proven} of {hard} hard "
+            f"bounds proven, each claim but with probability {self.beta:g}; epsilon "
+            f"{round_up(self.epsilon)}, delta {self.delta:g}, privacy {self.privacy})"
+        )

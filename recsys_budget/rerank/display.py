@@ -11,15 +11,18 @@ import pandas as pd
 
 from recsys_budget import _html
 from recsys_budget._style import clip
+from recsys_budget.privacy import round_up
 
 if TYPE_CHECKING:
     from recsys_budget.data import ItemCatalogue
-    from recsys_budget.rerank.certificate import Certificate
+    from recsys_budget.rerank.certificate import Certificate, PrivateCertificate
     from recsys_budget.rerank.mixture import Mixtures
     from recsys_budget.rerank.reranker import Slates
 
 # Users whose slates a notebook shows, and rows of each.
 _SHOWN_USERS, _SHOWN_ITEMS = 3, 50
+# Bounds of a private certificate that a notebook shows.
+_SHOWN_BOUNDS = 50
 
 # Privacy mode: whether it is a warning, its name in words, and what it means.
 _PRIVACY: dict[str, tuple[bool, str, str]] = {
@@ -103,6 +106,39 @@ def certificate_card(certificate: Certificate) -> str:
     )
 
 
+def private_card(certificate: PrivateCertificate) -> str:
+    """What is claimed of slates at private prices, each bound with its noisy load and margin."""
+    table = certificate.bounds
+    rows = [
+        (
+            clip(f"{row['rule']}: {row['part']}" if row["part"] else row["rule"]),
+            "hard" if row["hard"] else "soft",
+            f"{row['side']} {row['bound']:.6g}",
+            f"{row['load']:.6g}",
+            f"{row['margin']:.3g}",
+            "yes" if row["proven"] else "no",
+            f"{row['price']:.3g}",
+        )
+        for row in table.head(_SHOWN_BOUNDS).to_dict("records")
+    ]
+    more = [_html.text(f"and {len(table) - len(rows)} more")] if len(table) > len(rows) else []
+    return _html.card(
+        f"Certificate of about {certificate.users:,.0f} slates",
+        _html.text(
+            f"Objective {certificate.objective:.4f} +- {certificate.standard_error:.4f}, and at most "
+            f"{certificate.given_up:.4f} was given up. "
+            f"{int((table['hard'] & table['proven']).sum())} of {int(table['hard'].sum())} hard bounds are "
+            "proven."
+        ),
+        _privacy(certificate),
+        _html.table(rows, ["bound", "kind", "asked", "noisy load", "margin", "proven", "price"]),
+        *more,
+        note=f"Figures are noisy. Epsilon {round_up(certificate.epsilon)}, delta {certificate.delta:g}, for "
+        "this run alone. That some claim is false and slates are handed out has probability at most "
+        f"{certificate.beta:g}.",
+    )
+
+
 def _evidence(certificate: Certificate) -> Iterable[_html.Html]:
     gap = "which cannot be improved" if certificate.gap == 0.0 else f"a gap of {certificate.gap:.2%}"
     yield _html.text(
@@ -155,7 +191,7 @@ def _verdict(certificate: Certificate) -> str:
     return f"{_counted(hard, 'hard rule')} held in every slate{soft}."
 
 
-def _privacy(certificate: Certificate) -> _html.Html:
+def _privacy(certificate: Certificate | PrivateCertificate) -> _html.Html:
     warns, name, meaning = _PRIVACY[certificate.privacy]
     return _html.text("Privacy: ", _html.flag(name) if warns else name, f": {meaning}")
 

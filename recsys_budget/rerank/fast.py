@@ -10,21 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import Population
+from recsys_budget.constraints import TOLERANCE, Population
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.general import solve_general
 from recsys_budget.rerank.integer import relaxed_prices
 from recsys_budget.rerank.model import assemble
-from recsys_budget.rerank.objective import unit_categories
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes._compiled import COMPILED
 from recsys_budget.rerank.routes.direct import solve_direct
 from recsys_budget.rerank.routes.diverse import solve_diverse
 from recsys_budget.rerank.routes.laminar import bound_prices, solve_laminar
-from recsys_budget.rerank.structure import Gains, Quotas, Sums
+from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
 
 # Users whose slates are chosen again for the prices of quotas; users whose relaxation is solved for prices.
 PRICED, _RELAXED = 1000, 50
+# Programs a user of the direct route: with diversity, integer programs close sooner what few leave open.
+_NODES, _DIVERSE_NODES = 100, 8
 
 
 def solve_quotas(question: Question) -> Outcome | None:
@@ -53,12 +54,12 @@ def solve_quotas(question: Question) -> Outcome | None:
 
 
 def solve_linear(question: Question) -> Outcome | None:
-    """Slates under any rules on sums over a slate, for a linear objective; None for something else."""
+    """Slates under any rules on sums over a slate, for gain and diversity; None for something else."""
     population, rules = question.population, question.constraints
     if any(not rule.hard or rule.scope == "population" for rule in rules):
         return None
     gains = question.memory.gains(question.objective, population)
-    if gains is None or gains.diversity or gains.worth is not None:
+    if gains is None or gains.worth is not None:
         return None
     sums = Sums.of(rules, population, "user")
     if sums is None:
@@ -67,23 +68,33 @@ def solve_linear(question: Question) -> Outcome | None:
     if len(sums.crossed):
         nothing = np.full((users, population.k), -1, np.int32)
         return Outcome(nothing, np.ones(users, bool), None, 0.0, 0, {}, "search", library())
+    diversity = Cosines.of(gains, population)
     found = solve_direct(
         population.offsets,
-        gains.gains,
+        gains.gains + diversity.each,
         gains.items,
         population.k,
         sparse.csr_array(sums.coefficients.T),
         sums.lower,
         sums.upper,
+        diversity.factors,
+        diversity.curvature,
+        diversity.linear,
+        gap=question.gap if gains.diversity else 0.0,
+        nodes=_DIVERSE_NODES if gains.diversity else _NODES,
         time_limit=question.seconds_left,
     )
     chosen = gains.rows(found.chosen, population)
     infeasible, bound = found.impossible.copy(), np.where(found.impossible, 0.0, found.bound)
-    open_ = np.flatnonzero(~found.feasible & ~found.impossible)
+    closed = found.bound - found.objective <= np.maximum(question.gap * np.abs(found.bound), TOLERANCE)
+    open_ = np.flatnonzero(~closed & ~found.impossible)
     if len(open_) and not question.late:  # the search ran into its limit of programs: integer programs decide
         rest = solve_general(replace(question, population=population.part(open_), progress=False))
         assert rest.bound is not None
-        chosen[open_], infeasible[open_], bound[open_] = rest.chosen, rest.infeasible, rest.bound
+        better = ~rest.infeasible & (rest.chosen[:, 0] >= 0)
+        chosen[open_[better]] = rest.chosen[better]
+        infeasible[open_] = rest.infeasible & ~found.feasible[open_]
+        bound[open_] = np.fmin(bound[open_], rest.bound)
     prices = sums.by_rule(np.maximum(0.0, found.prices[found.feasible]).sum(axis=0), len(rules))
     prices += sums.by_rule(np.minimum(0.0, found.prices[found.feasible]).sum(axis=0), len(rules))
     prices /= max(1, int(found.feasible.sum()))
@@ -111,18 +122,15 @@ def solve_diversity(question: Question) -> Outcome | None:
     quotas = Quotas.of(rules, population)
     if quotas is None:
         return None
-    k = population.k
-    curvature = gains.diversity / (k * (k - 1)) if k > 1 else 0.0
-    units = unit_categories(population.catalogue)
+    diversity = Cosines.of(gains, population)
     found = solve_diverse(
         population.offsets,
-        gains.gains
-        + (gains.diversity / k if k > 1 else 0.0),  # so that its objective is ours, and its gap too
+        gains.gains + diversity.each,
         gains.items,
         quotas.tree,
-        units,
-        curvature,
-        curvature * np.asarray(units.power(2).sum(axis=1), np.float64).ravel(),
+        diversity.factors,
+        diversity.curvature,
+        diversity.linear,
         gap=question.gap,
         time_limit=question.seconds_left,
     )

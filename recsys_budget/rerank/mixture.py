@@ -1,9 +1,10 @@
-"""Equal exposure of two groups within each user's rankings: a mixture of two rankings a user."""
+"""Equal exposure of groups within each user's rankings: a mixture of few rankings a user."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from recsys_budget.constraints import TOLERANCE, Constraint, ExposureParity, Policy, Population, SlateSize
 from recsys_budget.constraints.engagement import engagement
-from recsys_budget.constraints.policy import require_unique_names
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import InfeasibleError, NumericalError, SpecificationError
 from recsys_budget.rerank import display, problem
@@ -24,17 +24,18 @@ from recsys_budget.rerank.fast import library
 from recsys_budget.rerank.frames import CandidateTable
 from recsys_budget.rerank.infeasibility import find_conflict
 from recsys_budget.rerank.objective import Diversity, Engagement
-from recsys_budget.rerank.routes.exposure import ExposureRankings, solve_exposure
+from recsys_budget.rerank.routes.exposure import solve_exposure
+from recsys_budget.rerank.routes.parities import solve_parities
 from recsys_budget.rerank.structure import Gains, Quotas
 
 
 @dataclass(frozen=True, eq=False)
 class Mixtures:
-    """Two rankings a user with the chance of each, and the evidence for them.
+    """Few rankings a user with the chance of each, and the evidence for them.
 
     Attributes:
-        frame: A row a user, ranking and item: user, ranking (1 or 2; users with one ranking have no 2),
-            probability (of that ranking), item, rank (from 1), relevance.
+        frame: A row a user, ranking and item: user, ranking (from 1; at most one more than there are rules of
+            parity, and as few as are needed), probability (of that ranking), item, rank (from 1), relevance.
         certificate: What is known about them; figures are expectations over the mixture.
     """
 
@@ -56,11 +57,14 @@ class Mixtures:
         Args:
             rng: Generator, or seed for one.
         """
-        chance = self.frame.loc[self.frame["ranking"] == 1].groupby("user", sort=False)["probability"].first()
-        generator = np.random.default_rng(rng)
-        drawn = pd.Series(
-            np.where(generator.random(len(chance)) < chance.to_numpy(), 1, 2), index=chance.index
-        )
+        firsts = self.frame.drop_duplicates(["user", "ranking"])
+        user, numbers = pd.factorize(firsts["user"])
+        # The first ranking whose chance, with those before it, exceeds the draw.
+        upto = firsts["probability"].groupby(user).cumsum().to_numpy()
+        draws = np.random.default_rng(rng).random(len(numbers))
+        passed = np.bincount(user, upto <= draws[user], minlength=len(numbers)).astype(np.int64)
+        last = firsts["ranking"].groupby(user).max().to_numpy()
+        drawn = pd.Series(np.minimum(passed + 1, last), index=numbers)
         kept = self.frame["ranking"].to_numpy() == drawn.loc[self.frame["user"]].to_numpy()
         ranking: pd.DataFrame = self.frame.loc[kept, ["user", "item", "rank", "relevance"]]
         return ranking.reset_index(drop=True)
@@ -68,12 +72,12 @@ class Mixtures:
 
 @dataclass(frozen=True)
 class ParityReranker:
-    """Choose a mixture of two rankings for each user, in which two categories are exposed alike.
+    """Choose a mixture of few rankings for each user, in which categories are exposed alike.
 
     The expected (discounted) engagement is maximised among all mixtures of rankings that keep the quotas.
 
     Attributes:
-        parity: What is asked of the mixture.
+        parity: What is asked of the mixture: one rule on two categories, or several with the same discount.
         constraints: Hard rules that each ranking keeps: exactly one ``SlateSize``, and quotas on sets of
             items that are nested or disjoint.
 
@@ -81,17 +85,25 @@ class ParityReranker:
         SpecificationError: The above does not hold.
 
     References:
-        Singh and Joachims (2018), arXiv:1802.07281. Two rankings are enough: as a linear program over
-        rankings there are two rows that bind, parity and that chances sum to 1, so a basic solution has two
-        entries.
+        Singh and Joachims (2018), arXiv:1802.07281. One ranking more than there are rules is enough: as a
+        linear program over rankings there is a row for each, and one in which chances sum to 1, so that a
+        basic solution has as many entries.
     """
 
-    parity: ExposureParity
+    parity: ExposureParity | Sequence[ExposureParity]
     constraints: Sequence[Constraint] | Policy
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "constraints", tuple(self.constraints))
-        require_unique_names(self._rules)
+        if not isinstance(self.parity, ExposureParity):
+            object.__setattr__(self, "parity", tuple(self.parity))
+        if not self._parities or any(not isinstance(rule, ExposureParity) for rule in self._parities):
+            raise SpecificationError("parity must be one ExposureParity or several")
+        if len({rule.discount for rule in self._parities}) > 1:
+            raise SpecificationError("rules of parity must agree on what each place is worth: one discount")
+        names = [rule.name for rule in self._rules] + [rule.name for rule in self._parities]
+        if len(set(names)) < len(names):
+            raise SpecificationError("two rules of a mixture have the same name; name one of them otherwise")
         if sum(isinstance(rule, SlateSize) for rule in self._rules) != 1:
             raise SpecificationError("constraints must hold exactly one SlateSize")
         if any(not rule.hard or rule.scope == "population" for rule in self._rules):
@@ -100,6 +112,10 @@ class ParityReranker:
     @property
     def _rules(self) -> tuple[Constraint, ...]:
         return tuple(self.constraints)
+
+    @property
+    def _parities(self) -> tuple[ExposureParity, ...]:
+        return (self.parity,) if isinstance(self.parity, ExposureParity) else tuple(self.parity)
 
     @property
     def slate_size(self) -> int:
@@ -114,7 +130,7 @@ class ParityReranker:
             catalogue: The catalogue that the items are from.
 
         Guarantees:
-            Every quota holds in both rankings, and parity holds in expectation to 1e-6, both counted from the
+            Every quota holds in every ranking, and parity holds in expectation to 1e-6, both counted from the
             rankings. Answers repeat bit for bit, and every user's is what a call with that user alone gives.
 
         Raises:
@@ -124,27 +140,27 @@ class ParityReranker:
             NumericalError: An answer failed the check.
         """
         started = time.perf_counter()
-        groups = self._check(catalogue)
+        self._check(catalogue)
         table = CandidateTable.read(candidates, catalogue, self.slate_size)
         quotas = Quotas.of(self._rules, table)
-        objective = Engagement(self.parity.discount)
+        discount = self._parities[0].discount
+        objective = Engagement(discount)
         gains = Gains.of(objective, table)
         if quotas is None or gains is None:
             raise SpecificationError(
                 "a mixture takes quotas on nested or disjoint sets of items alone; drop the other constraints"
             )
-        worth = np.ones(table.k) if gains.worth is None else gains.worth
-        ratio = (self.parity.low, self.parity.high)
-        found = solve_exposure(
-            table.offsets, gains.gains, table.items, quotas.tree, groups, worth, ratio=ratio
-        )
+        found = self._solve(table, gains, quotas)
+        if found.impossible.any():
+            raise self._impossible(Population.of_one(table.of(int(found.impossible.argmax()))))
         if not found.feasible.all():
-            raise self._impossible(Population.of_one(table.of(int((~found.feasible).argmax()))))
+            raise NumericalError(
+                f"user {table.users[int((~found.feasible).argmax())]!r}: no mixture was found, and no proof "
+                "that there is none; drop a rule, or widen low and high"
+            )
         violations = self._verify(found, table)
-        chance = found.probability
-        sides = [found.rankings[:, 0], found.rankings[:, 1]]
-        kept = _expected([engagement(side, table, self.parity.discount) for side in sides], chance)
-        diverse = _expected([Diversity().value_all(side, table) for side in sides], chance)
+        kept = _expected(found, lambda side: engagement(side, table, discount))
+        diverse = _expected(found, lambda side: Diversity().value_all(side, table))
         if not (kept <= found.bound + TOLERANCE).all():
             raise NumericalError("a mixture's objective is above its bound, so that bound proves nothing")
         bound = np.maximum(kept, found.bound)
@@ -159,7 +175,7 @@ class ParityReranker:
                 "candidates": np.diff(table.offsets),
             }
         )
-        price = float(np.abs(found.price).mean())
+        prices = np.abs(found.prices).mean(axis=0).tolist()
         mean, most = float(kept.mean()), float(bound.mean())
         certificate = Certificate(
             objective=mean,
@@ -167,12 +183,13 @@ class ParityReranker:
             gap=float(relative_gap(np.array(mean), np.array(most))),
             violations=violations,
             soft=(),
-            shadow_prices={rule.name: None for rule in self._rules} | {self.parity.name: price},
+            shadow_prices={rule.name: None for rule in self._rules}
+            | dict(zip((rule.name for rule in self._parities), prices, strict=True)),
             engagement=mean,
             diversity=float(diverse.mean()),
             route="exposure",
-            solver="price search",
-            solver_version=library(),
+            solver=found.solver,
+            solver_version=library() if found.solver == "price search" else problem.versions("HIGHS"),
             n_users=len(table),
             iterations=int(found.solves.sum()),
             seconds=time.perf_counter() - started,
@@ -191,21 +208,56 @@ class ParityReranker:
         self._check(catalogue)
         table = CandidateTable.read(candidates, catalogue, self.slate_size)
         alone = Population.of_one(table.of(table.find(user)))
-        return problem.in_expectation(Engagement(self.parity.discount), self._rules, self.parity, alone)
+        return problem.in_expectation(
+            Engagement(self._parities[0].discount), self._rules, self._parities, alone
+        )
 
-    def _check(self, catalogue: ItemCatalogue) -> NDArray[np.int64]:
+    def _check(self, catalogue: ItemCatalogue) -> None:
         for rule in self._rules:
             rule.check(catalogue, self.slate_size)
-        return self.parity.groups(catalogue)
+        for parity in self._parities:
+            parity.groups(catalogue)
 
-    def _verify(self, found: ExposureRankings, table: Population) -> dict[str, float]:
+    def _solve(self, table: Population, gains: Gains, quotas: Quotas) -> _Mixed:
+        worth = np.ones(table.k) if gains.worth is None else gains.worth
+        asked = (table.offsets, gains.gains, table.items, quotas.tree)
+        if len(self._parities) == 1:
+            (parity,) = self._parities
+            groups = parity.groups(table.catalogue)
+            one = solve_exposure(*asked, groups, worth, ratio=(parity.low, parity.high))
+            same = (one.rankings[:, 0] == one.rankings[:, 1]).all(axis=1)
+            chance = np.where(same, 1.0, one.probability)
+            rankings = one.rankings.copy()
+            rankings[same, 1] = -1
+            return _Mixed(
+                rankings, np.column_stack([chance, 1.0 - chance]), one.feasible, ~one.feasible, one.bound,
+                one.price[:, None], one.solves, "price search",
+            )  # fmt: skip
+        columns, equal, owner = [], [], []
+        for at, parity in enumerate(self._parities):
+            for column, exactly in _columns(parity, table):
+                columns.append(column)
+                equal.append(exactly)
+                owner.append(at)
+        several = solve_parities(*asked, np.column_stack(columns), np.array(equal), worth)
+        prices = np.zeros((len(table), len(self._parities)))
+        for row, owned in enumerate(owner):
+            prices[:, owned] += np.abs(several.prices[:, row])
+        return _Mixed(
+            several.rankings, several.chances, several.feasible, several.impossible, several.bound, prices,
+            several.solves, "HIGHS",
+        )  # fmt: skip
+
+    def _verify(self, found: _Mixed, table: Population) -> dict[str, float]:
         violations = {}
+        shown = found.chances > 0.0
         for rule in self._rules:
-            both = [rule.measure_all(found.rankings[:, side], table).max() for side in (0, 1)]
-            violations[rule.name] = float(max(both))
-        each = zip(found.rankings, found.probability.tolist(), strict=True)
-        measured = [self.parity.measure(pair, chance, table.of(u)) for u, (pair, chance) in enumerate(each)]
-        violations[self.parity.name] = max(measured)
+            each = [rule.measure_all(found.rankings[:, c], table)[shown[:, c]] for c in range(shown.shape[1])]
+            violations[rule.name] = float(max(measured.max(initial=0.0) for measured in each))
+        for parity in self._parities:
+            violations[parity.name] = max(
+                parity.measure(found.rankings[u], found.chances[u], table.of(u)) for u in range(len(table))
+            )
         for name, worst in violations.items():
             if not worst <= TOLERANCE:
                 raise NumericalError(f"a mixture violates {name!r} by {worst:g}, so it is not handed out")
@@ -216,31 +268,67 @@ class ParityReranker:
         # Where the rules can be satisfied without parity, no conflict is found among them.
         with suppress(NumericalError):
             return infeasible(find_conflict(rules, alone, np.zeros(1, np.intp)))
-        names = [self.parity.name, *(rule.name for rule in rules)]
+        asked = [rule.name for rule in self._parities]
+        names = [*asked, *(rule.name for rule in rules)]
         return InfeasibleError(
-            f"user {alone.users[0]!r}: no mixture of rankings keeps {self.parity.name!r} together with "
-            f"{', '.join(map(repr, names[1:]))}; widen low and high, or relax a constraint",
+            f"user {alone.users[0]!r}: no mixture of rankings keeps "
+            f"{', '.join(map(repr, asked))} together with {', '.join(repr(rule.name) for rule in rules)}; "
+            "widen low and high, or relax a constraint",
             user=str(alone.users[0]),
             conflict=names,
         )
 
 
-def _expected(values: list[NDArray[np.float64]], chance: NDArray[np.float64]) -> NDArray[np.float64]:
-    first, second = values
-    return second + chance * (first - second)
+@dataclass(frozen=True, eq=False)
+class _Mixed:
+    """What either route answers: rankings ``(n_users, m, k)``, their chances, and what is known of them."""
+
+    rankings: NDArray[np.int32]
+    chances: NDArray[np.float64]
+    feasible: NDArray[np.bool_]
+    impossible: NDArray[np.bool_]
+    bound: NDArray[np.float64]
+    prices: NDArray[np.float64]
+    solves: NDArray[np.int64]
+    solver: str
 
 
-def _frame(table: CandidateTable, found: ExposureRankings) -> pd.DataFrame:
-    same = (found.rankings[:, 0] == found.rankings[:, 1]).all(axis=1)
+def _columns(parity: ExposureParity, table: Population) -> list[tuple[NDArray[np.float64], bool]]:
+    """A rule as columns over all candidates whose expected sums are at most 0, or 0 exactly."""
+    group = parity.groups(table.catalogue)[table.items]
+    averages, starts, sizes = [], table.offsets[:-1], np.diff(table.offsets)
+    members = [np.add.reduceat(group == g, starts) for g in (0, 1)]
+    applies = np.repeat((members[0] > 0) & (members[1] > 0), sizes)
+    for g in (0, 1):
+        inside = applies & (group == g)
+        averages.append(np.where(inside, 1.0 / np.repeat(np.maximum(members[g], 1), sizes), 0.0))
+    first, second = averages
+    if parity.low == parity.high:
+        return [(parity.low * second - first, True)]
+    columns = [(parity.low * second - first, False)] if parity.low > 0.0 else []
+    if math.isfinite(parity.high):
+        columns.append((first - parity.high * second, False))
+    return columns
+
+
+def _expected(
+    found: _Mixed, measure: Callable[[NDArray[np.int32]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Mean over each user's rankings."""
+    total = np.zeros(len(found.chances))
+    for c in range(found.chances.shape[1]):
+        shown = np.flatnonzero(found.chances[:, c] > 0.0)
+        total[shown] += found.chances[shown, c] * measure(found.rankings[:, c])[shown]
+    return total
+
+
+def _frame(table: CandidateTable, found: _Mixed) -> pd.DataFrame:
     parts = []
-    for side in (0, 1):
-        shown = found.rankings[:, side].copy()
-        chance = np.where(same, 1.0, found.probability if side == 0 else 1.0 - found.probability)
-        if side == 1:
-            shown[same] = -1
+    for c in range(found.chances.shape[1]):
+        shown = np.where(found.chances[:, c, None] > 0.0, found.rankings[:, c], -1)
         part = table.slates(shown)
-        part.insert(1, "ranking", side + 1)
-        part.insert(2, "probability", np.repeat(chance, (shown >= 0).sum(axis=1)))
+        part.insert(1, "ranking", c + 1)
+        part.insert(2, "probability", np.repeat(found.chances[:, c], (shown >= 0).sum(axis=1)))
         parts.append(part)
     both = pd.concat(parts)
     order = np.lexsort((both["rank"], both["ranking"], table.users.get_indexer(pd.Index(both["user"]))))

@@ -110,7 +110,10 @@ def build(
 
 
 def in_expectation(
-    objective: Objective, constraints: Sequence[Constraint], parity: ExposureParity, alone: Population
+    objective: Objective,
+    constraints: Sequence[Constraint],
+    parities: Sequence[ExposureParity],
+    alone: Population,
 ) -> Problem:
     """The linear program over chances that each candidate of one user is at each place, shape ``(n, k)``."""
     user = alone.of(0)
@@ -121,7 +124,7 @@ def in_expectation(
     rules += [
         rule.lhs(chances if rule.positional else selection, user) <= rule.rhs(user) for rule in constraints
     ]
-    rules.append(parity.lhs(chances, user) <= parity.rhs(user))
+    rules += [parity.lhs(chances, user) <= parity.rhs(user) for parity in parities]
     return Problem(cp.Maximize(form(chances if form.positional else selection)), rules)
 
 

@@ -167,7 +167,8 @@ class Reranker:
             time_limit: Wall-clock seconds after which no further search is begun, and the best slates known
                 are handed out with their gap; None for no limit.
             ledger: The privacy ledger that governs the data behind the candidates, if one does. Slates whose
-                making reads everybody's candidates are then refused.
+                making reads everybody's candidates are then refused; see
+                :class:`~recsys_budget.rerank.PrivateReranker`, which pays for them.
             progress: Show a progress bar.
 
         Returns:
@@ -364,8 +365,8 @@ class Reranker:
             named = ", ".join(repr(rule.name) for rule in self._rules if rule.scope == "population")
             raise SpecificationError(
                 f"{named}: constraints about all slates make each user's slate depend on the candidates of "
-                "all the others, and a ledger governs that data. Drop them, or leave the ledger out and call "
-                "the result not private"
+                "all the others, and a ledger governs that data. Take PrivateReranker, which pays for it; or "
+                "drop them; or leave the ledger out and call the result not private"
             )
 
     def _require_slates(

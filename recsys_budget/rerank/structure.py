@@ -14,7 +14,7 @@ from recsys_budget.constraints import CatalogueCoverage, Constraint, ItemConstra
 from recsys_budget.constraints.base import item_rows
 from recsys_budget.constraints.engagement import population_gains
 from recsys_budget.constraints.positions import position_weights
-from recsys_budget.rerank.objective import Diversity, Engagement, Novelty, Objective
+from recsys_budget.rerank.objective import Diversity, Engagement, Novelty, Objective, unit_categories
 from recsys_budget.rerank.routes.laminar import LaminarTree
 
 
@@ -73,6 +73,31 @@ class Gains:
         start = population.offsets[:-1, None]
         known = np.where(chosen >= 0, self.order[np.maximum(chosen, 0) + start] - start, -1)
         return np.sort(known, axis=1).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Cosines:
+    """Intra-list diversity as ``k each + linear over the slate - curvature |sum of factors|^2``.
+
+    Attributes:
+        each: What an item of any kind adds, so that objectives, and their gaps, are those of the language.
+        factors: Unit category rows, ``(n_items, n_categories)``.
+        linear: ``(n_items,)``.
+        curvature: At least 0.
+    """
+
+    each: float
+    factors: sparse.csr_array
+    linear: NDArray[np.float64]
+    curvature: float
+
+    @classmethod
+    def of(cls, gains: Gains, population: Population) -> Cosines:
+        """The diversity that stands beside gains; see :class:`~recsys_budget.rerank.Diversity`."""
+        k, units = population.k, unit_categories(population.catalogue)
+        curvature = gains.diversity / (k * (k - 1)) if k > 1 else 0.0
+        squares = np.asarray(units.power(2).sum(axis=1), np.float64).ravel()
+        return cls(gains.diversity / k if k > 1 else 0.0, units, curvature * squares, curvature)
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,8 +119,9 @@ class PrivateStep:
                     rows = sparse.csr_array(rows.cpu().numpy())
                 # Noise depends on no user, so it may be drawn before what it is added to is known.
                 size = sum(p.numel() for p in self._optimizer.params)
+                columns = linear.choose()
                 with drawn_ahead(self._noise, size) as self._optimizer.noise:
-                    linear(rows)
+                    linear(rows, columns)
                     self._optimizer.step()
             else:
                 if not isinstance(rows, Tensor):

@@ -126,7 +126,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """Items that every user's softmax has.
 
     Attributes:
@@ -177,14 +177,13 @@ class LinearSum:
         self._bound, self._largest, self._uniform = bound, largest, uniform
 
     @torch.no_grad()
-    def __call__(self, rows: sparse.csr_array) -> None:
+    def __call__(self, rows: sparse.csr_array, columns: Columns) -> None:
         """Leave the sum in ``grad`` of each parameter; ``rows`` are users x items."""
         encode, decode = self._encode, self._decode
         # Built anew, so that whether an item stands twice in a row is looked at and not believed.
         rows = sparse.csr_array((rows.data, rows.indices, rows.indptr), rows.shape)
         rows.sum_duplicates()
         table = _Rows.read(rows, unit=self._unit, largest=self._largest, like=decode.weight)
-        columns = self._choose()
         inward, n = encode.weight.t().contiguous(), len(table.squares)
         # Of each user, times the clip weight: h, g, 1, and r at the user's own items.
         hidden, back = (inward.new_zeros(n, inward.shape[1]) for _ in range(2))
@@ -221,11 +220,11 @@ class LinearSum:
                 own[table.offsets[first] : table.offsets[last]] = at
         self._leave(_Transposed.of(rows, table), (outward, level, own), (hidden, back, weights), columns)
 
-    def _choose(self) -> _Columns:
-        """All items, or some that depend on released values and on chance alone."""
+    def choose(self) -> Columns:
+        """Items for every user's softmax: all, or some that depend on released values and chance alone."""
         weight, bias, n = self._decode.weight, self._decode.bias, self._decode.out_features
         if self._negatives is None:
-            return _Columns(weight, bias, None, torch.empty(0), n)
+            return Columns(weight, bias, None, torch.empty(0), n)
         order = self._uniform(n)
         popular = 0 if bias is None else self._negatives // 2
         if bias is not None:
@@ -234,9 +233,9 @@ class LinearSum:
         items = torch.from_numpy(np.argsort(-order)[: self._negatives].copy()).to(weight.device)
         place = torch.full((n,), -1, device=weight.device)
         place[items] = torch.arange(len(items), device=weight.device)
-        return _Columns(weight[items], None if bias is None else bias[items], items, place, popular)
+        return Columns(weight[items], None if bias is None else bias[items], items, place, popular)
 
-    def _blocks(self, table: _Rows, columns: _Columns) -> Iterator[tuple[int, int]]:
+    def _blocks(self, table: _Rows, columns: Columns) -> Iterator[tuple[int, int]]:
         n = len(table.squares)
         wide = len(columns.weight)
         if columns.items is not None:
@@ -244,7 +243,7 @@ class LinearSum:
         step = max(1, _BLOCK // wide)
         return ((first, min(first + step, n)) for first in range(0, n, step))
 
-    def _residual(self, h: Tensor, part: _Rows, columns: _Columns) -> tuple[Tensor, Tensor | None]:
+    def _residual(self, h: Tensor, part: _Rows, columns: Columns) -> tuple[Tensor, Tensor | None]:
         """Derivative of each user's loss by the logits of the columns, and by those of own items apart."""
         weight, bias = columns.weight.t(), columns.bias
         logits = h @ weight if bias is None else torch.addmm(bias, h, weight)
@@ -282,7 +281,7 @@ class LinearSum:
         table: _Transposed,
         sums: tuple[Tensor, Tensor, Tensor],
         each: tuple[Tensor, Tensor, Tensor],
-        columns: _Columns,
+        columns: Columns,
     ) -> None:
         (outward, level, own), (hidden, back, weights) = sums, each
         if columns.items is not None:

@@ -5,9 +5,15 @@ For any point y, the objective of a slate S with sum of factors z is at most tha
     linear(S) - curvature * |z|^2 <= linear(S) - curvature * (2 y.z - |y|^2),
 
 by exactly ``curvature * |z - y|^2``. The right-hand side is linear in S, so greedy selection maximises it:
-one greedy pass bounds all slates. A bound as low as some target needs a y within a certain distance of the z
-of every slate, and projecting y onto the ball of the slate just found, again and again, finds such a point
-where there is one (Bregman 1965, doi:10.1016/0041-5553(67)90040-7). Exchange costs at y settle most rows on
+one greedy pass bounds all slates. Two facts about factors that are nowhere negative and take few values v
+make the bound better still, much so where diversity weighs most. A slate's sum in a factor is one of a list,
+so that ``(z - y)^2`` is at least the square of y's distance to its nearest entry. And since the products of
+different rows are not negative, ``z^2`` is at least the sum of the ``v^2``: a row may cost ``v^2`` where that
+is more than ``2 y v``, and then only rows with ``v < 2 y`` make up the list that counts.
+
+A bound as low as some target needs a y within a certain distance of the z of every slate, and moving y
+towards the ball of the slate just found, again and again, finds such a point where there is one (Bregman
+1965, doi:10.1016/0041-5553(67)90040-7). Exchange costs at y settle most rows on
 the way, since forcing a row in or out would cost more than is left to gain. Where rows stay open, the search
 branches on one.
 
@@ -27,6 +33,7 @@ from recsys_budget.rerank.routes._compiled import njit
 FREE, IN, OUT, CHOSEN = 0, 1, 2, 3
 # Rounding of a slate's terms, as a share of the largest sum they could have.
 ROUNDING = 1e-12
+STEPS = 3  # of Newton, towards the bound that is wanted of one slate
 
 
 class Quotas(NamedTuple):
@@ -48,6 +55,10 @@ class Rows(NamedTuple):
     values: NDArray[np.float64]
     norms: NDArray[np.float64]
     curvature: float
+    bars: NDArray[np.float64]  # y from which on each list of sums counts; list by list
+    lists: NDArray[np.int64]  # where each list starts in ``sums``
+    first: NDArray[np.int64]  # first list of each factor
+    sums: NDArray[np.float64]  # what slates can sum to, rising within a list
 
 
 class Scratch(NamedTuple):
@@ -64,6 +75,8 @@ class Scratch(NamedTuple):
     best: NDArray[np.intp]
     y: NDArray[np.float64]
     z: NDArray[np.float64]
+    near: NDArray[np.float64]
+    slope: NDArray[np.float64]
     taken: NDArray[np.int64]
     spare: NDArray[np.int64]
     costs: NDArray[np.float64]
@@ -159,6 +172,29 @@ def _greedy(
 
 
 @njit
+def _level(y: NDArray[np.float64], rows: Rows, near: NDArray[np.float64]) -> float:
+    """Sum of ``y^2 - (y - near)^2`` over factors, with ``near`` the nearest sum that slates can have."""
+    total = 0.0
+    for j in range(len(y)):
+        at, low, high = rows.first[j + 1] - 1, 0, 0
+        while at > rows.first[j] and rows.bars[at] >= y[j]:
+            at -= 1
+        if at >= rows.first[j]:
+            low, high = rows.lists[at], rows.lists[at + 1]
+        near[j] = y[j]
+        # Beyond the last sum that is listed nothing is known, but for a list of one: the sum of nothing.
+        if high - low == 1 or (low < high and y[j] < rows.sums[high - 1]):
+            at = low
+            while at + 1 < high and rows.sums[at + 1] <= y[j]:
+                at += 1
+            near[j] = rows.sums[at]
+            if at + 1 < high and rows.sums[at + 1] - y[j] < y[j] - rows.sums[at]:
+                near[j] = rows.sums[at + 1]
+        total += y[j] * y[j] - (y[j] - near[j]) ** 2
+    return total
+
+
+@njit
 def _tangent(
     which: NDArray[np.intp], rows: Rows, y: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> None:
@@ -167,8 +203,32 @@ def _tangent(
     for row in which:
         along = 0.0
         for p in range(starts[row], starts[row + 1]):
-            along += values[p] * y[columns[p]]
-        weight[row] = rows.linear[row] - 2.0 * rows.curvature * along
+            j, value = columns[p], values[p]
+            along += max(2.0 * y[j], value if rows.first[j] < rows.first[j + 1] else -np.inf) * value
+        weight[row] = rows.linear[row] - rows.curvature * along
+
+
+@njit
+def _above(
+    slate: NDArray[np.intp], rows: Rows, y: NDArray[np.float64], near: NDArray[np.float64],
+    z: NDArray[np.float64], slope: NDArray[np.float64],
+) -> float:  # fmt: skip
+    """How far the bound at y is above the objective of this slate, by curvature; and a slope of it in y.
+
+    The slope leaves out that rows may cost ``v^2``: with it, y would stay where all rows do.
+    """
+    over: float = _level(y, rows, near)
+    for j in range(len(y)):
+        slope[j] = 2.0 * (near[j] - z[j])
+        over += z[j] * z[j]
+    for row in slate:
+        for p in range(rows.starts[row], rows.starts[row + 1]):
+            j, value = rows.columns[p], rows.values[p]
+            if rows.first[j] < rows.first[j + 1] and value >= 2.0 * y[j]:
+                over -= value * value
+            else:
+                over -= 2.0 * y[j] * value
+    return over
 
 
 @njit
@@ -219,9 +279,11 @@ def _improve(
         inside[row] = True
     while True:
         objective: float = _evaluate(slate, rows, z)
-        _tangent(free, rows, z, worth)
         for row in free:
-            worth[row] -= rows.curvature * norms[row] * norms[row]
+            along = norms[row] * norms[row]
+            for p in range(starts[row], starts[row + 1]):
+                along += 2.0 * z[columns[p]] * values[p]
+            worth[row] = rows.linear[row] - rows.curvature * along
         best, place, entering = least, -1, -1
         for q in range(fixed, len(slate)):
             leaving, along = slate[q], 0.0
@@ -315,6 +377,7 @@ def _node(
     objective, enough, closed, margin = reached
     state, free, trail, y, z = scratch.state, scratch.free, scratch.trail, scratch.y, scratch.z
     weight, slate, taken, costs = scratch.weight, scratch.slate, scratch.taken, scratch.costs
+    near, slope = scratch.near, scratch.slope
     size = 0
     for row in range(len(state)):
         if state[row] == FREE:
@@ -330,12 +393,9 @@ def _node(
         filled = _greedy(slate, fixed, free[:size], weight, rows.leaf, taken, quotas, scratch.heap)
         if filled < len(slate):
             return -np.inf, depth, 0, attempt, Reached(objective, enough, closed, margin)
-        value, highest, distance = _evaluate(slate, rows, z), 0.0, 0.0
+        value, highest = _evaluate(slate, rows, z), rows.curvature * _level(y, rows, near)
         for row in slate:
             highest += weight[row]
-        for j in range(len(y)):
-            highest += rows.curvature * y[j] * y[j]
-            distance += (y[j] - z[j]) ** 2
         if value > objective:
             scratch.best[:] = slate
             scratch.spare[:] = taken
@@ -369,12 +429,17 @@ def _node(
         size = kept
         if size == 0:  # this slate is the only one left
             return value, depth, 0, attempt, Reached(objective, enough, closed, margin)
-        # The nearest point where this slate's own bound, value + curvature * |y - z|^2, is low enough.
-        if distance > 0.0 and rows.curvature > 0.0:
-            room = max(0.0, enough - 2.0 * margin - value)
-            step = max(0.0, 1.0 - np.sqrt(room / (rows.curvature * distance)))
+        # Towards a point where this slate's own bound is low enough, by Newton's steps.
+        room = max(0.0, enough - 2.0 * margin - value)
+        for _ in range(STEPS if rows.curvature > 0.0 else 0):
+            over = rows.curvature * _above(slate, rows, y, near, z, slope) - room
+            square = 0.0
             for j in range(len(y)):
-                y[j] += step * (z[j] - y[j])
+                square += slope[j] * slope[j]
+            if over <= 0.0 or square == 0.0:
+                break
+            for j in range(len(y)):
+                y[j] -= over / rows.curvature * slope[j] / square
     return bound, depth, size, tries, Reached(objective, enough, closed, margin)
 
 
@@ -509,7 +574,8 @@ def search_users(
             continue
         rows = Rows(
             np.empty(n), np.empty(n, np.int32), np.zeros(n + 1, np.int64), np.empty(stored, np.int32),
-            np.empty(stored), np.empty(n), of_items.curvature,
+            np.empty(stored), np.empty(n), of_items.curvature, of_items.bars, of_items.lists, of_items.first,
+            of_items.sums,
         )  # fmt: skip
         at = 0
         for i in range(n):
@@ -523,8 +589,8 @@ def search_users(
         scratch = Scratch(
             np.zeros(n, np.int8), np.zeros(n, np.intp), np.empty(n, np.intp), np.empty(n, np.intp),
             np.empty(n, np.intp), np.zeros(n), np.empty(n), np.empty(k, np.intp), np.empty(k, np.intp),
-            np.zeros(n_factors), np.zeros(n_factors), quotas.reserved.copy(), quotas.reserved.copy(),
-            np.empty((4, len(quotas.parent))),
+            np.zeros(n_factors), np.zeros(n_factors), np.zeros(n_factors), np.zeros(n_factors),
+            quotas.reserved.copy(), quotas.reserved.copy(), np.empty((4, len(quotas.parent))),
         )  # fmt: skip
         value, above, tried = _search(rows, pinned[:n_pinned], quotas, gap, nodes, tries, scratch)
         visited[user] = tried

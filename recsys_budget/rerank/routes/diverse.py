@@ -16,6 +16,8 @@ from recsys_budget.rerank.routes._search import Quotas, Rows, search_users
 from recsys_budget.rerank.routes.laminar import LaminarTree
 
 BLOCK = 32  # users worked on at a time, whatever the number of threads
+SUMS = 64  # listed of what slates can sum to in one factor
+CLASSES = 8  # different values of a factor for which that is done
 TRIES = 24  # points at which the whole of a user's slates is bounded; parts of them get a quarter
 
 
@@ -115,6 +117,7 @@ def solve_diverse(
         factors.data,
         np.sqrt(factors.power(2).sum(axis=1)),
         float(curvature),
+        *attainable(factors, tree.k),
     )
     quotas = Quotas(tree.parent, tree.lower, tree.upper, tree.reserved)
     n_users = len(offsets) - 1
@@ -136,3 +139,33 @@ def solve_diverse(
     if not tree.contradictory:
         by_blocks(work, n_users, block=BLOCK, threads=threads)
     return DiverseSlates(chosen, chosen[:, 0] >= 0, objective, bound, visited)
+
+
+def attainable(
+    factors: sparse.csr_array[np.float64], k: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """What slates can sum to in each factor, from values below each bound.
+
+    For a factor whose different values are ``v_0 < v_1 < ...``, list t holds the least sums of up to k of
+    ``v_0 .. v_(t-1)``, rising, and counts where ``y > v_(t-1) / 2``. A factor with many different values, or
+    with one below 0, has no list.
+
+    Returns:
+        Bars and starts of the lists, the first list of each factor, and the sums.
+    """
+    columns = sparse.csc_array(factors)
+    bars, lists, first, listed = [], [0], [0], []
+    for j in range(columns.shape[1]):
+        values = np.unique(columns.data[columns.indptr[j] : columns.indptr[j + 1]])
+        if len(values) <= CLASSES and (values > 0.0).all():
+            for t in range(len(values) + 1):
+                sums = np.zeros(1)
+                for _ in range(k):
+                    more = (sums[:, None] + np.append(0.0, values[:t])).ravel()
+                    sums = np.unique(np.round(more, 14))[:SUMS]
+                bars.append(values[t - 1] / 2.0 if t else -np.inf)
+                listed.append(sums)
+                lists.append(lists[-1] + len(sums))
+        first.append(len(bars))
+    together = np.concatenate(listed) if listed else np.zeros(0)
+    return np.array(bars, np.float64), np.array(lists, np.int64), np.array(first, np.int64), together
