@@ -7,6 +7,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import dual, laminar, oracle
+from recsys_budget.rerank.routes.answers import row_of
 from recsys_budget.rerank.routes.coupled import solve_coupled
 from recsys_budget.rerank.routes.laminar import LaminarTree, solve_laminar
 from recsys_budget.rerank.routes.oracle import Oracle
@@ -234,7 +235,7 @@ def test_oracle_twins_agree_and_no_margin_is_too_wide(seed, discounted):
         assert np.array_equal(walker.chosen, fresh.chosen)  # slates kept unseen are still the best
         assert found.value == expected.value
         assert np.array_equal(found.counts, expected.counts)
-        free = walker.exchanges(0.4)
+        free = walker.exchanges(prices, 0.4)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(oracle, "COMPILED", False)
             twin = Oracle(offsets, gains, items, tree, fixed=fixed, discount=discount)
@@ -242,8 +243,8 @@ def test_oracle_twins_agree_and_no_margin_is_too_wide(seed, discounted):
             assert np.array_equal(walker.chosen, twin.chosen)
             assert found.value == by_numpy.value
             assert np.array_equal(found.counts, by_numpy.counts)
-            free_twin = twin.exchanges(0.4)
-        for field in ("user", "leaves", "enters", "cost", "cheapest"):
+            free_twin = twin.exchanges(prices, 0.4)
+        for field in ("user", "leaves", "enters", "cost", "cheapest", "items", "gains"):
             assert np.array_equal(getattr(free, field), getattr(free_twin, field))
         assert (free.cost >= 0).all()
 
@@ -254,9 +255,12 @@ def test_exchanges_are_exactly_those_of_the_slates():
         offsets, gains, items, tree, fixed = random_instance(seed, ties=seed % 2 == 0, n_users=4)
         prices = np.random.default_rng(seed).normal(size=len(tree.leaf_of_item))
         asked = Oracle(offsets, gains, items, tree, fixed=fixed)
-        asked.best(prices)
-        found = asked.exchanges(1.0)
-        pairs = set(zip(found.leaves.tolist(), found.enters.tolist(), strict=True))
+        found = asked.exchanges(prices, 1.0)
+        start = offsets[found.user]
+        leaves, enters = start + row_of(found.leaves), start + row_of(found.enters)
+        assert (items[np.stack([leaves, enters], axis=1)] == found.items).all()
+        assert (gains[np.stack([leaves, enters], axis=1)] == found.gains).all()
+        pairs = set(zip(leaves.tolist(), enters.tolist(), strict=True))
         net = gains - prices[items]
         expected = set()
         for user in asked.users:

@@ -301,13 +301,16 @@ def hard_part(constraint: Constraint) -> Constraint:
     return constraint.constraint if isinstance(constraint, Soft) else constraint
 
 
+_KEPT = 256
 _ROWS: WeakKeyDictionary[ItemCatalogue, dict[Hashable, sparse.csr_array]] = WeakKeyDictionary()
 
 
 def item_rows(constraint: ItemConstraint, catalogue: ItemCatalogue) -> sparse.csr_array:
-    """The rule's ``item_rows``, worked out once a catalogue."""
+    """The rule's ``item_rows``, worked out once a catalogue unless many others were since."""
     known = _ROWS.setdefault(catalogue, {})
     if constraint not in known:
+        if len(known) >= _KEPT:  # a slider makes a new rule at each move
+            known.clear()
         known[constraint] = sparse.csr_array(constraint.item_rows(catalogue)).astype(np.float64)
     return known[constraint]
 

@@ -116,6 +116,11 @@ class Population:
     def __len__(self) -> int:
         return len(self.users)
 
+    @cached_property
+    def gains_by_worth(self) -> dict[bytes, NDArray[np.float64]]:
+        """What was worked out for :func:`~.engagement.population_gains`, by what each place is worth."""
+        return {}
+
     def of(self, position: int) -> Candidates:
         """The candidates of the user at this position."""
         rows = slice(self.offsets[position], self.offsets[position + 1])

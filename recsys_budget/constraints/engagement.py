@@ -22,6 +22,8 @@ from recsys_budget.constraints.positions import Discount, checked_discount, posi
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import SpecificationError
 
+_ROWS = 1 << 20  # rows worked on together, so that memory does not grow with the number of users
+
 
 def gains(
     relevance: NDArray[np.float64], offsets: NDArray[np.int64], worth: NDArray[np.float64]
@@ -39,6 +41,20 @@ def gains(
         offsets: Row boundaries of users, none of them without rows.
         worth: What each place is worth, shape ``(k,)``, never rising.
     """
+    found = np.empty(len(relevance))
+    n_users = len(offsets) - 1
+    step = max(1, _ROWS * n_users // max(1, len(relevance)))
+    for first in range(0, n_users, step):
+        part = offsets[first : first + step + 1]
+        rows = slice(part[0], part[-1])
+        found[rows] = _gains(relevance[rows], part - part[0], worth)
+    return found
+
+
+def _gains(
+    relevance: NDArray[np.float64], offsets: NDArray[np.int64], worth: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """:func:`gains` of users whose rows are few enough for several copies."""
     starts, sizes = offsets[:-1], np.diff(offsets)
     largest = np.maximum(np.abs(relevance[starts]), np.abs(relevance[offsets[1:] - 1]))
     # Dividing first keeps sums finite where relevance is as large as float64 goes.
@@ -52,6 +68,15 @@ def gains(
     above[np.repeat(flat, sizes)] = 1.0
     best[flat] = worth.sum()
     return np.asarray(above / np.repeat(best, sizes), np.float64)
+
+
+def population_gains(population: Population, discount: Discount) -> NDArray[np.float64]:
+    """:func:`gains` of everybody's candidates, worked out once; not to be changed."""
+    worth = position_weights(discount, population.k)
+    known = population.gains_by_worth
+    if worth.tobytes() not in known:
+        known[worth.tobytes()] = gains(population.relevance, population.offsets, worth)
+    return known[worth.tobytes()]
 
 
 @dataclass(frozen=True)
@@ -174,7 +199,7 @@ def engagement(
         population: The candidates.
         discount: What each place is worth.
     """
-    each = gains(population.relevance, population.offsets, position_weights(discount, population.k))
+    each = population_gains(population, discount)
     rows = population.rows(np.asarray(chosen))
     worth = position_weights(discount, rows.shape[1])
     total = np.zeros(len(rows))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recsys_budget.data import Interactions, ItemCatalogue
-from recsys_budget.rerank import Reranker, Slates
+from recsys_budget.rerank import Prepared, Reranker
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,6 @@ class Basis:
             return self.over
         return self.history
 
-    def solve(self, reranker: Reranker, candidates: Any) -> Slates:
-        """The slates of everybody."""
-        return reranker.rerank(candidates, self.catalogue, history=self.served_history(), progress=False)
+    def prepare(self, reranker: Reranker, candidates: Any) -> Prepared:
+        """The candidates, read once for every point."""
+        return reranker.prepare(candidates, self.catalogue, history=self.served_history())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -118,9 +117,12 @@ def _over_weights(basis: Basis, reranker: Reranker, weights: Iterable[float], pr
             "EngagementDiversity()"
         )
     weights = _values(weights)
-    asked = {weight: replace(reranker, objective=EngagementDiversity(weight)) for weight in weights}
-    candidates = basis.candidates()
-    points = [Point(weight, basis.solve(asked[weight], candidates)) for weight in _shown(weights, progress)]
+    asked = {weight: EngagementDiversity(weight) for weight in weights}
+    prepared = basis.prepare(reranker, basis.candidates())
+    points = [
+        Point(weight, prepared.rerank(objective=asked[weight], progress=False))
+        for weight in _shown(weights, progress)
+    ]
     frame = pd.DataFrame([{"weight": point.value, **_figures(point.certificate)} for point in points])
     # A penalty lowers the objective: with soft rules its bound bounds engagement and diversity no more.
     bound = None
@@ -162,7 +164,7 @@ def _over_numbers(
     values = _values(values)
     asked = {value: with_number(rule, value) for value in values}
     _, field, sign = asked[values[0]]
-    candidates = basis.candidates()
+    prepared = basis.prepare(reranker, basis.candidates())
     found: dict[float, Point] = {}
     blocked: InfeasibleError | None = None
     # From loose to tight: what is impossible stays so, and each answer starts from the one before.
@@ -170,7 +172,7 @@ def _over_numbers(
         if blocked is None:
             try:
                 rules = [asked[value][0] if other is rule else other for other in reranker.constraints]
-                found[value] = Point(value, basis.solve(replace(reranker, constraints=rules), candidates))
+                found[value] = Point(value, prepared.rerank(constraints=rules, progress=False))
                 continue
             except InfeasibleError as error:
                 blocked = error
@@ -232,7 +234,7 @@ def _over_epsilon(
         if reranker is None:
             lists = point.model.recommend(served, max(depth, 1))
         else:
-            slates = basis.solve(reranker, basis.candidates(point.model))
+            slates = basis.prepare(reranker, basis.candidates(point.model)).rerank(progress=False)
             lists = slates.frame
         measured = ranking_metrics(lists, held_out, (metric,))[metric].to_numpy(np.float64)
         figures = {} if slates is None else _figures(slates.certificate)

@@ -2,6 +2,7 @@
 
 from recsys_budget.rerank.certificate import Certificate, PrivateCertificate
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
+from recsys_budget.rerank.distributed import DistributedSlates, rerank_distributed
 from recsys_budget.rerank.frames import top_k
 from recsys_budget.rerank.mixture import Mixtures, ParityReranker
 from recsys_budget.rerank.objective import (
@@ -15,6 +16,7 @@ from recsys_budget.rerank.objective import (
     ObjectiveFloor,
 )
 from recsys_budget.rerank.partitions import SLATES_SCHEMA, no_slates, rerank_part, rerank_parts
+from recsys_budget.rerank.prepared import Prepared
 from recsys_budget.rerank.private import PrivateReranker, PrivateSlates
 from recsys_budget.rerank.reranker import Reranker, Slates
 from recsys_budget.rerank.scores import Scores
@@ -24,6 +26,7 @@ __all__ = [
     "Certificate",
     "Conflict",
     "Coverage",
+    "DistributedSlates",
     "Diversity",
     "Engagement",
     "EngagementDiversity",
@@ -33,6 +36,7 @@ __all__ = [
     "Objective",
     "ObjectiveFloor",
     "ParityReranker",
+    "Prepared",
     "PrivateCertificate",
     "PrivateReranker",
     "PrivateSlates",
@@ -42,6 +46,7 @@ __all__ = [
     "Shortage",
     "Slates",
     "no_slates",
+    "rerank_distributed",
     "rerank_part",
     "rerank_parts",
     "top_k",

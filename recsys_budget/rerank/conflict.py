@@ -89,9 +89,8 @@ class Conflict(Collection[str]):
         proven: Whether two things are certain: that no slate satisfies the conflicting constraints (a
             complete search found none, or ``certified``), and that leaving out any one of them leaves some
             that do (a solution was found and checked). A slate size beside a constraint that is not linear or
-            reads positions is taken as given: only the others can be left out. In populations too large for
-            integer programs weights prove the conflict, and what they can spare is left out, but perhaps
-            more could be.
+            reads positions is taken as given: only the others can be left out. So it is in populations too
+            large for integer programs, where prices prove the conflict.
         certified: Whether weights of the constraints prove without trust in any solver that they conflict:
             their weighted sum, in float64, asks for more than any candidates could give (Farkas' lemma).
         relaxations: One for each conflicting constraint.

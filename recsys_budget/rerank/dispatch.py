@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from recsys_budget.rerank.fast import solve_diversity, solve_linear, solve_quotas, solve_sums
+from recsys_budget.rerank.fast import solve_diversity, solve_linear, solve_quotas
 from recsys_budget.rerank.general import solve_general
 from recsys_budget.rerank.question import Outcome, Question
+from recsys_budget.rerank.together import solve_sums
 
 # In the order in which they are asked; a route answers None to a problem of another structure.
 ROUTES: Mapping[str, Callable[[Question], Outcome | None]] = {

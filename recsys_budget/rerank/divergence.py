@@ -2,88 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import math
+import time
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
-from recsys_budget.constraints import Constraint, Population
-from recsys_budget.rerank.routes.coupled import CoupledSlates, solve_coupled
-from recsys_budget.rerank.routes.laminar import solve_laminar
+from recsys_budget.constraints import TOLERANCE, Constraint, ItemConstraint, Population, SlateSize
+from recsys_budget.constraints.base import item_rows
+from recsys_budget.rerank.loosening import moved_by, number_of, one_step
+from recsys_budget.rerank.routes.answers import BestSlates
+from recsys_budget.rerank.routes.dual import Dual
+from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.rows import PopulationRows
-from recsys_budget.rerank.structure import Quotas, Sums
+from recsys_budget.rerank.together import Together
+
+_TRIALS = 20  # moves of a number that are tried before it is given up
+_NUDGE = 1e-9  # how far beyond what prices ask for, in steps: rounding must not leave a bound just short
+
+# Prices of sums, by the key of the sum; see structure.Sums.
+Ray = dict[tuple[bytes, bytes], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Whether some rules leave slates.
+
+    Attributes:
+        feasible: True where slates were found, False where prices prove that there are none, None where
+            neither was.
+        ray: The prices that prove it; empty where two bounds of one sum do by themselves.
+        shown: int64 ``(n_items,)``, how often each item is shown by the slates.
+    """
+
+    feasible: bool | None
+    ray: Ray | None = None
+    shown: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """The least that a number has to give.
+
+    Attributes:
+        relaxed: The rule with its number moved.
+        exact: Whether prices prove that no smaller move does.
+        shown: int64 ``(n_items,)``, how often each item is shown by slates that satisfy the moved rule.
+    """
+
+    relaxed: Constraint
+    exact: bool
+    shown: NDArray[np.int64]
 
 
 class Prices:
-    """Rules that are nested quotas and sums over everybody, of which any but the slate size may be left out.
+    """Hard rules that are nested quotas and sums over everybody, of which any may be left out or moved.
 
     Where the rules conflict, prices of the sums exist at which even the cheapest slates that the quotas allow
     cost more than the bounds on the sums are worth. That is Farkas' lemma, with the exact greedy choice of
-    each user's slate for the rows of the quotas.
+    each user's slate for the rows of the quotas. Where they do not, slates are found.
 
     Args:
-        rules: The rules, all hard.
-        population: The candidates of everybody.
+        rules: The rules; each user alone has slates under those about one slate.
+        population: The users; of candidates, nothing but their catalogue is looked at.
+        ask: The users' slates under some quotas, none of them tighter than the rules'.
+        deadline: When to stop, by ``time.monotonic``.
     """
 
-    def __init__(self, rules: Sequence[Constraint], population: Population) -> None:
-        self.rules, self.population = tuple(rules), population
+    def __init__(
+        self,
+        rules: Sequence[Constraint],
+        population: Population,
+        ask: Callable[[LaminarTree], BestSlates],
+        deadline: float = math.inf,
+    ) -> None:
+        self.rules, self.population, self.deadline = tuple(rules), population, deadline
+        self._ask = ask
+        self._asked: tuple[LaminarTree, BestSlates] | None = None
 
-    def solve(self, rules: Sequence[Constraint]) -> CoupledSlates | None:
-        """Slates under these rules, or prices that prove that there are none; None for another structure."""
-        quotas, sums = Quotas.of(rules, self.population), Sums.of(rules, self.population)
-        if quotas is None or sums is None or not len(sums.lower) or (sums.lower > sums.upper).any():
-            return None
-        items = self.population.items
-        rows = PopulationRows(sparse.csc_array(sums.coefficients), sums.lower, sums.upper)
-        return solve_coupled(self.population.offsets, np.ones(len(items)), items, quotas.tree, rows, gap=0.5)
+    @property
+    def sizes(self) -> frozenset[int]:
+        """Position of the slate size."""
+        return frozenset(i for i, rule in enumerate(self.rules) if isinstance(rule, SlateSize))
 
-    def crossed(self) -> Set[int] | None:
-        """Two rules that bound the same sum from below and above, with nothing between; None without."""
-        sums = Sums.of(self.rules, self.population)
-        if sums is None or not (sums.lower > sums.upper).any():
-            return None
-        return frozenset(sums.owners[:, int((sums.lower > sums.upper).argmax())].tolist())
+    def verdict(self, rules: Sequence[Constraint]) -> Verdict:
+        """Whether these rules, among them the slate size, leave slates."""
+        together = Together.of(rules, self.population)
+        if together is None or time.monotonic() >= self.deadline:
+            return Verdict(True if all(rule.scope == "user" for rule in rules) else None)
+        if together.crossed:
+            return Verdict(False, {})
+        left = None if math.isinf(self.deadline) else max(1e-3, self.deadline - time.monotonic())
+        oracle = self._oracle(together)
+        found = together.solve(oracle, None, 0.5, left)
+        if found.ray is None:
+            shown = oracle.total(found.selection).counts.sum(axis=0) if found.satisfied else None
+            return Verdict(True if found.satisfied else None, None, shown)
+        return Verdict(False, dict(zip(together.sums.keys, found.ray.tolist(), strict=False)))
 
-    def smallest(self, kept: Set[int]) -> tuple[Set[int], bool]:
-        """The rules of these that one set of prices needs to prove the conflict, and whether it does."""
-        crossed = self.crossed()
-        if crossed is not None:
-            return crossed, True
-        found = self.solve([self.rules[i] for i in sorted(kept)])
-        if found is None or found.ray is None:
-            return kept, False
-        ray = found.ray / np.abs(found.ray).max()
-        if not self._proves(kept, kept, ray):
-            return kept, False
-        needed = set(kept)
-        for i in sorted(kept):
-            rest = needed - {i}
-            if self.rules[i].scope == "population" and not any(
-                self.rules[j].scope == "population" for j in rest
-            ):
+    def smallest(self, begin: Set[int]) -> tuple[Set[int], bool, bool]:
+        """A smallest conflict among these rules.
+
+        Returns:
+            Positions of its rules; whether prices prove that these conflict; whether without any of them
+            slates were found.
+        """
+        kept = set(begin) | self.sizes
+        last = self._of(kept)
+        if last.feasible is not False:
+            return kept, False, False
+        proven = True
+        pair = self._crossed(kept)
+        if pair is not None:
+            # A ceiling alone can be met by slates of some size; the floor must be shown to be.
+            floor = self._of({pair[0]} | self.sizes)
+            if floor.feasible is not False:
+                return set(pair), True, bool(floor.feasible)
+            kept, last = {pair[0]} | self.sizes, floor
+        # Quotas seldom matter: all at once, then one by one, then the sums.
+        alone = {i for i in kept if self.rules[i].scope == "population"} | self.sizes
+        if self._still(alone, last.ray):
+            kept = alone
+        for i in sorted(kept - self.sizes, key=lambda i: (self.rules[i].scope == "population", i)):
+            rest = kept - {i}
+            if self._still(rest, last.ray):
+                kept = rest
                 continue
-            if rest and self._proves(kept, rest, ray):
-                needed = rest
-        return needed, True
+            verdict = self._of(rest)
+            if verdict.feasible is False:
+                kept, last = rest, verdict
+            elif verdict.feasible is None:
+                proven = False
+        return kept, True, proven
 
-    def _proves(self, priced: Set[int], rest: Set[int], ray: NDArray[np.float64]) -> bool:
-        """Whether prices of the sums of some rules prove that a part of these rules conflicts."""
-        rules = [self.rules[i] for i in sorted(priced)]
-        sums = Sums.of(rules, self.population)
-        quotas = Quotas.of([self.rules[i] for i in sorted(rest)], self.population)
-        assert sums is not None
-        assert quotas is not None
-        side = np.where(ray > 0.0, 1, 0)
-        owners = np.array(sorted(priced), np.intp)[sums.owners[side, np.arange(len(ray))]]
-        price = np.where(np.isin(owners, list(rest)), ray, 0.0)
-        bound = np.where(price > 0.0, sums.upper, np.where(price < 0.0, sums.lower, 0.0))
-        items, offsets = self.population.items, self.population.offsets
-        gains = -(sums.coefficients.T @ price)[items]
-        users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        order = np.lexsort((-gains, users))
-        best = solve_laminar(offsets, gains[order], items[order], quotas.tree)
-        value, worth = float(best.objective.sum()), float(price @ bound)
-        scale = float(np.abs(price) @ np.abs(bound)) + float(np.abs(best.objective).sum())
-        return value + worth < -1e-9 * max(1.0, scale)
+    def least(self, others: Set[int], owner: int) -> Move | None:
+        """The least move of a rule's number that leaves slates under it and these others.
+
+        Each proof that a move is too small is linear in the bounds, and says how far to go at least: Newton's
+        method on the distance from slates, which is convex in the move.
+
+        Returns:
+            None where none is known.
+        """
+        rule = self.rules[owner]
+        field, sign = number_of(rule)
+        if field is None or isinstance(rule, SlateSize):
+            return None
+        whole = isinstance(getattr(rule, field), int | np.integer)
+        rest = [self.rules[i] for i in sorted(others - {owner})]
+        move, exact, moved = 0.0, True, rule
+        for _ in range(_TRIALS):
+            verdict = self.verdict([*rest, moved])
+            if verdict.feasible:
+                if verdict.shown is None:
+                    return None
+                for digits in (6, 9, 12):
+                    value = float(f"{getattr(moved, field):.{digits}g}")
+                    tidy = moved_by(rule, field, value - getattr(rule, field))
+                    if tidy is not None and self._meets(tidy, verdict.shown):
+                        return Move(tidy, exact, verdict.shown)
+                return Move(moved, exact, verdict.shown)
+            exact = exact and verdict.feasible is False
+            looser, step = one_step(moved, field, sign)
+            if looser is None:
+                return None
+            steps = 1.0 if whole else _NUDGE
+            if verdict.ray is not None:
+                settles = self._settles(rest, moved, looser, verdict.ray)
+                if settles == 0.0 and rule.scope == "population":
+                    return None  # the others conflict by themselves
+                steps = max(steps, math.ceil(settles - 1e-6) if whole else settles + _NUDGE)
+            elif not whole:
+                steps = max(steps, 0.25 * move / step)
+            move += steps * step
+            trial = moved_by(rule, field, -sign * move, tidy=False) if math.isfinite(move) else None
+            if trial is None:
+                return None
+            moved = trial
+        return None
+
+    def _crossed(self, kept: Set[int]) -> tuple[int, int] | None:
+        """The rules of these that bound some sum from below and above, with nothing between."""
+        asked = sorted(kept)
+        together = Together.of([self.rules[i] for i in asked], self.population)
+        if together is None or not together.crossed:
+            return None
+        owners = [self.rules[i].name for i in asked]
+        floor, ceiling = (asked[owners.index(name)] for name in together.crossed)
+        return floor, ceiling
+
+    def _of(self, kept: Set[int]) -> Verdict:
+        return self.verdict([self.rules[i] for i in sorted(kept)])
+
+    def _still(self, kept: Set[int], ray: Ray | None) -> bool:
+        """Whether the same prices prove that these rules conflict."""
+        return ray is not None and self._weigh([self.rules[i] for i in sorted(kept)], ray)[1]
+
+    def _weigh(self, rules: Sequence[Constraint], ray: Ray) -> tuple[float, bool]:
+        """How much less the bounds are worth than slates cost at these prices, and whether that is proof.
+
+        Far along the prices gains have no say but among slates that cost the same.
+        """
+        together = Together.of(rules, self.population)
+        if together is None:
+            return 0.0, False
+        if together.crossed:
+            return math.inf, True
+        oracle, rows = self._oracle(together), together.rows
+        price = _priced(ray, together, rows)
+        if not price.any():
+            return 0.0, False
+        dual = Dual(oracle, rows)
+        far = 1e9 * (1.0 + oracle.largest * dual.shows)
+        point = dual.at(far * price)
+        return (point.gain - point.bound) / far, point.bound < 0.0
+
+    def _settles(self, rest: Sequence[Constraint], rule: Constraint, further: Constraint, ray: Ray) -> float:
+        """How often the change from one rule to the next is made until these prices prove nothing.
+
+        0.0 where no number of times is known. Bounds move evenly, and what slates cost does not move.
+        """
+        now, then = (Together.of([*rest, each], self.population) for each in (rule, further))
+        assert now is not None
+        assert then is not None
+        if now.sums.keys != then.sums.keys:
+            return 0.0
+        ends = [(each.sums.lower, each.sums.upper) for each in (now, then)]
+        if now.crossed:
+            price, cost = np.zeros(0), 0.0
+        else:
+            price = _priced(ray, now, now.rows)
+            short, _ = self._weigh([*rest, rule], ray)
+            cost = short + _worth(price, *now.limits(*ends[0]))
+
+        moves = []
+        for a, b in zip(*ends, strict=True):
+            moved = np.isfinite(a) & np.isfinite(b)
+            moves.append(np.where(moved, np.where(moved, b, 0.0) - np.where(moved, a, 0.0), 0.0))
+
+        def prove(times: float) -> bool:
+            lower, upper = now.limits(*(a + times * move for a, move in zip(ends[0], moves, strict=True)))
+            return bool((lower > upper).any()) or (len(price) > 0 and _worth(price, lower, upper) < cost)
+
+        most = 1e-6
+        while prove(most):
+            most *= 2.0
+            if most > 1e9:
+                return 0.0
+        least = 0.0
+        for _ in range(60):
+            middle = 0.5 * (least + most)
+            least, most = (middle, most) if prove(middle) else (least, middle)
+        return most
+
+    def _meets(self, rule: Constraint, shown: NDArray[np.int64]) -> bool:
+        """Whether a rule on sums is satisfied where each item is shown so often."""
+        if rule.scope == "user" or not isinstance(rule, ItemConstraint):
+            return False
+        over = item_rows(rule, self.population.catalogue).T @ shown - rule.rhs(self.population)
+        return bool((over <= TOLERANCE).all())
+
+    def _oracle(self, together: Together) -> BestSlates:
+        tree = together.quotas.tree
+        if self._asked is None or not self._asked[0].equals(tree):
+            self._asked = tree, self._ask(tree)
+        return self._asked[1]
+
+
+def _worth(price: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
+    """What the bounds that prices lean on are worth."""
+    at = price != 0.0
+    return float((price[at] * np.where(price > 0.0, upper, lower)[at]).sum())
+
+
+def _priced(ray: Ray, together: Together, rows: PopulationRows) -> NDArray[np.float64]:
+    """The prices of these sums, none where there is no bound to lean on."""
+    price = np.array([ray.get(key, 0.0) for key in together.sums.keys])
+    bound = np.where(price > 0.0, rows.upper, rows.lower)
+    return np.where(np.isfinite(bound), price, 0.0)

@@ -48,7 +48,7 @@ class Grouping:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=n_users))]).astype(np.int64)
         order = None
         if (users[1:] < users[:-1]).any():
-            order = _by_user(users, n_users)
+            order = by_user(users, n_users)
             items, relevance = items[order], relevance[order]
         if _repeats(offsets, items):
             return None
@@ -61,7 +61,7 @@ class Grouping:
         return cls(offsets, order)
 
 
-def _by_user(users: NDArray[np.integer], n_users: int) -> NDArray[np.intp]:
+def by_user(users: NDArray[np.integer], n_users: int) -> NDArray[np.intp]:
     """Rows user by user, each user's in the order given: a counting sort, as a matrix is transposed."""
     n = len(users)
     rows = sparse.csr_array((np.arange(n), users, np.arange(n + 1)), shape=(n, n_users))

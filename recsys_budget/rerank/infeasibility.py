@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.constraints import (
+    TOLERANCE,
     Constraint,
     ItemConstraint,
     Population,
@@ -21,10 +22,14 @@ from recsys_budget.constraints import (
     StockMaximum,
 )
 from recsys_budget.constraints.base import item_rows
+from recsys_budget.constraints.engagement import population_gains
 from recsys_budget.errors import NumericalError
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.divergence import Prices
 from recsys_budget.rerank.loosening import moved_by, number_of
+from recsys_budget.rerank.routes.answers import BestSlates
+from recsys_budget.rerank.routes.laminar import LaminarTree
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets
 
 # Users asked one by one, where others are not alike; users for whom relaxations are worked out; slate sizes
@@ -66,25 +71,52 @@ def find_conflict(
     hard = [rule for rule in rules if rule.hard]
     own = [rule for rule in hard if rule.scope == "user"]
     if named and len(population.items) > _LARGE:
-        return _by_prices(rules, hard, population, named)
+        gains = population_gains(population, "none")
+
+        def ask(tree: LaminarTree) -> Oracle:
+            return Oracle(population.offsets, gains, population.items, tree)
+
+        return by_prices(rules, population, named, ask, deadline)
     first = _first_alone(own, population, users, solver, deadline, certain=len(own) == len(hard))
     if first is not None:
         return _Search(rules, own, population, users, first, solver, deadline).conflict()
     return _Search(rules, hard, population, users, None, solver, deadline).conflict()
 
 
-def _by_prices(
-    rules: Sequence[Constraint], hard: Sequence[Constraint], population: Population, named: Sequence[str]
+def by_prices(
+    rules: Sequence[Constraint],
+    population: Population,
+    named: Sequence[str],
+    ask: Callable[[LaminarTree], BestSlates],
+    deadline: float = math.inf,
 ) -> Conflict:
-    """The conflict that diverging prices prove; each user alone has a slate."""
-    prices = Prices(hard, population)
-    sizes = frozenset(i for i, rule in enumerate(hard) if isinstance(rule, SlateSize))
-    begin = frozenset(i for i, rule in enumerate(hard) if rule.scope == "user" or rule.name in named)
-    kept, certified = prices.smallest(begin)
-    if kept != prices.crossed():
-        kept = kept | sizes
-    everybody = len(population)
-    unknown = [Relaxation(hard[i], None, None, None, False, False, everybody) for i in sorted(kept)]
+    """The conflict that diverging prices prove; each user alone has a slate.
+
+    Args:
+        rules: Every rule asked for.
+        population: The users; of candidates, nothing but their catalogue is looked at.
+        named: Rules about all slates that prices found in conflict.
+        ask: The users' slates under some quotas, none of them tighter than the rules'.
+        deadline: When to stop and tell what is known, by ``time.monotonic``.
+    """
+    hard = [rule for rule in rules if rule.hard]
+    prices = Prices(hard, population, ask, deadline)
+    begin = {i for i, rule in enumerate(hard) if rule.scope == "user" or rule.name in named}
+    kept, certified, proven = prices.smallest(begin)
+    relaxations, shortages = [], []
+    for i in sorted(kept):
+        move, complete = prices.least(set(range(len(hard))), i), True
+        if move is None:
+            move, complete = prices.least(kept | prices.sizes, i), False
+        if move is None:
+            relaxations.append(Relaxation(hard[i], None, None, None, False, False, len(population)))
+            continue
+        field = str(number_of(hard[i])[0])
+        amount = abs(getattr(move.relaxed, field) - getattr(hard[i], field))
+        relaxations.append(
+            Relaxation(hard[i], move.relaxed, field, amount, move.exact, complete, len(population))
+        )
+        shortages += _short(hard[i], population, move.shown)
     return Conflict(
         constraints=tuple(hard[i] for i in sorted(kept)),
         rules=tuple(rules),
@@ -94,16 +126,30 @@ def _by_prices(
             else f"asked of each of {len(population)} users"
             for i in sorted(kept)
         ),
-        proven=False,
+        proven=proven,
         certified=certified,
-        relaxations=tuple(unknown),
-        shortages=(),
+        relaxations=tuple(relaxations),
+        shortages=tuple(sorted(shortages, key=lambda shortage: -shortage.amount)[:_SHOWN]),
         users=tuple(map(str, population.users[:10])),
         n_users=len(population),
         n_without=len(population),
         n_unchecked=0,
         n_asked=len(population),
     )
+
+
+def _short(rule: Constraint, population: Population, shown: NDArray[np.int64]) -> list[Shortage]:
+    """Whom a rule about sums leaves short, or with too much, where each item is shown so often."""
+    labelled = _labels(rule, population)
+    if labelled is None or not isinstance(rule, ItemConstraint):
+        return []
+    kind, names = labelled
+    over = item_rows(rule, population.catalogue).T @ shown - np.asarray(rule.rhs(population), np.float64)
+    below = isinstance(rule, ProviderMinimum)
+    return [
+        Shortage(rule.name, kind, str(names[row]), float(over[row]), below)
+        for row in np.flatnonzero(over > TOLERANCE)
+    ]
 
 
 def _first_alone(

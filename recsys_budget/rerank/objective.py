@@ -179,15 +179,18 @@ class Diversity(Objective):
         k = items.shape[1]
         means = np.zeros(len(items))
         earlier = np.triu(np.ones((k, k), bool), 1)
-        for start in range(0, len(items) if k > 1 else 0, _BLOCK):
+        shown = np.bincount(items[items >= 0], minlength=len(population.catalogue)) > 0
+        position = np.cumsum(shown) - 1
+        known = population.catalogue.membership[np.flatnonzero(shown)].toarray().astype(np.float64)
+        units = unit_rows(known)
+        for start in range(0, len(items) if k > 1 and shown.any() else 0, _BLOCK):
             block = items[start : start + _BLOCK]
             there = block >= 0
-            membership = population.catalogue.membership[block.ravel()].toarray().astype(np.float64)
-            unit = unit_rows(membership).reshape(*block.shape, -1)
-            counts = there[:, :, None] & there[:, None, :] & earlier
-            unlike = np.where(counts, 1.0 - unit @ unit.transpose(0, 2, 1), 0.0)
+            unit = units[position[block]]  # of empty places any row: they are not counted
+            unlike = 1.0 - unit @ unit.transpose(0, 2, 1)
+            counts = earlier[None] if there.all() else there[:, :, None] & there[:, None, :] & earlier
             pairs = np.maximum(counts.sum(axis=(1, 2)), 1)
-            means[start : start + _BLOCK] = unlike.reshape(len(block), -1).sum(axis=1) / pairs
+            means[start : start + _BLOCK] = (unlike * counts).reshape(len(block), -1).sum(axis=1) / pairs
         return np.clip(means, 0.0, 1.0)
 
 

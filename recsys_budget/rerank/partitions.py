@@ -1,7 +1,8 @@
 """Re-ranking part by part, where a table of candidates is spread over processes or machines.
 
 Rules about one slate need the candidates of one user alone, so parts of the table are worked on apart, as
-long as each user's rows are all in one part. Spread a table by user first.
+long as each user's rows are all in one part. Spread a table by user first. For rules about all slates see
+:func:`~recsys_budget.rerank.rerank_distributed`.
 
 Dask::
 
@@ -105,6 +106,6 @@ def _refuse_shared(reranker: Reranker) -> None:
     shared = [rule.name for rule in reranker.constraints if rule.scope == "population"]
     if shared:
         raise SpecificationError(
-            f"{', '.join(map(repr, shared))}: a part of a table cannot keep rules about all slates; gather "
-            "the candidates and call Reranker.rerank"
+            f"{', '.join(map(repr, shared))}: a part of a table cannot keep rules about all slates alone; "
+            "see rerank_distributed"
         )

@@ -300,7 +300,7 @@ class PrivateReranker:
         chosen = np.full((len(table), k), -1, np.int32)
         for at in np.flatnonzero(shares).tolist():
             there = served[drawn[served] == at]
-            oracle.best(loads.item_prices(ascent.history[at][0]), there)
+            oracle.slates(loads.item_prices(ascent.history[at][0]), there)
             chosen[there] = oracle.chosen[there]
         prices = loads.item_prices(mean)
         low, high = proof.limits(prices)

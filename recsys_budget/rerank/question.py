@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.constraints import Constraint, Population
+from recsys_budget.rerank.memory import Memory
 from recsys_budget.rerank.objective import Objective
 
 
@@ -26,6 +27,7 @@ class Question:
         max_solves: Most programs for one problem.
         deadline: When to stop, by ``time.monotonic``; inf for never.
         progress: Whether to show a progress bar.
+        memory: What earlier answers about the same candidates left to start from.
     """
 
     objective: Objective
@@ -36,6 +38,7 @@ class Question:
     max_solves: int = 8
     deadline: float = np.inf
     progress: bool = False
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def late(self) -> bool:

@@ -9,23 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from recsys_budget.constraints import TOLERANCE, Constraint, Policy, Population, SlateSize
-from recsys_budget.constraints.engagement import engagement
+from recsys_budget.constraints import Constraint, Policy, Population, SlateSize
 from recsys_budget.constraints.policy import require_unique_names
-from recsys_budget.constraints.positions import Discount
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import display, problem
-from recsys_budget.rerank.certificate import Certificate, PrivacyMode, relative_gap
+from recsys_budget.rerank.certificate import Certificate, PrivacyMode
 from recsys_budget.rerank.conflict import infeasible
 from recsys_budget.rerank.dispatch import ROUTES, answer
 from recsys_budget.rerank.frames import CandidateTable, in_kind
 from recsys_budget.rerank.infeasibility import find_conflict
-from recsys_budget.rerank.objective import Diversity, Engagement, EngagementDiversity, Objective
+from recsys_budget.rerank.memory import Memory
+from recsys_budget.rerank.objective import EngagementDiversity, Objective
+from recsys_budget.rerank.prepared import Prepared
 from recsys_budget.rerank.question import Outcome, Question
+from recsys_budget.rerank.verification import certify, count_violations, figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,12 +192,63 @@ class Reranker:
             NumericalError: A solver's answer failed the check, so nothing is handed out.
         """
         started = time.perf_counter()
+        deadline = self._begin(catalogue, time_limit, ledger)
+        table = CandidateTable.read(candidates, catalogue, self.slate_size, history)
+        return self._answer(table, Memory(), started, time_limit, deadline, progress)
+
+    def prepare(
+        self, candidates: Any, catalogue: ItemCatalogue, *, history: Interactions | None = None
+    ) -> Prepared:
+        """Read candidates once, to be asked about again and again: the points of a frontier, a slider.
+
+        Args:
+            candidates: As for :meth:`rerank`.
+            catalogue: The catalogue that the items are from.
+            history: As for :meth:`rerank`.
+
+        Raises:
+            DataError: As for :meth:`rerank`.
+            SpecificationError: A constraint names what the catalogue lacks.
+
+        Examples:
+            >>> import pandas as pd
+            >>> from recsys_budget.constraints import CategoryMinimum, SlateSize
+            >>> from recsys_budget.data import ItemCatalogue
+            >>> from recsys_budget.rerank import Reranker
+            >>> catalogue = ItemCatalogue.from_frame(
+            ...     pd.DataFrame({"item": ["a", "b", "c"], "categories": ["Drama", "Drama", "News"]})
+            ... )
+            >>> items = ["a", "b", "c"]
+            >>> candidates = pd.DataFrame({"user": "u", "item": items, "relevance": [3.0, 2.0, 1.0]})
+            >>> prepared = Reranker(constraints=[SlateSize(2)]).prepare(candidates, catalogue)
+            >>> for least in (0, 1):
+            ...     slates = prepared.rerank(constraints=[SlateSize(2), CategoryMinimum("News", least)])
+            ...     print(slates.frame["item"].tolist(), slates.certificate.engagement)
+            ['a', 'b'] 1.0
+            ['a', 'c'] 0.8
+        """
+        self._check(catalogue)
+        return Prepared(self, CandidateTable.read(candidates, catalogue, self.slate_size, history))
+
+    def _begin(self, catalogue: ItemCatalogue, time_limit: float | None, ledger: object | None) -> float:
+        """Check what was asked before any candidate is read, and tell when to stop."""
         if time_limit is not None and not (isinstance(time_limit, int | float) and time_limit > 0.0):
             raise SpecificationError(f"time_limit={time_limit!r}; it is in seconds and must be above 0")
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         self._refuse_ledger(ledger)
         self._check(catalogue)
-        table = CandidateTable.read(candidates, catalogue, self.slate_size, history)
+        return deadline
+
+    def _answer(
+        self,
+        table: CandidateTable,
+        memory: Memory,
+        started: float,
+        time_limit: float | None,
+        deadline: float,
+        progress: bool,
+    ) -> Slates:
+        """Slates from candidates that were read, and from what earlier answers left."""
         question = Question(
             self.objective,
             self._rules,
@@ -208,6 +258,7 @@ class Reranker:
             max_solves=self.max_solves,
             deadline=deadline,
             progress=progress,
+            memory=memory,
         )
         route, outcome = answer(question, self.route)
         if outcome is None:
@@ -215,28 +266,19 @@ class Reranker:
                 f"route {route!r} does not take problems of this structure; leave it out"
             )
         self._require_slates(outcome, table, time_limit, deadline)
-        violations, penalties, shared = self._verify(outcome.chosen, table, outcome.solver)
-        per_user, objective, bound = self._figures(outcome, table, penalties, shared)
-        certificate = Certificate(
-            objective=objective,
-            bound=bound,
-            gap=float(relative_gap(np.array(objective), np.array(bound))),
-            violations=violations,
-            soft=tuple(rule.name for rule in self._rules if not rule.hard),
-            shadow_prices=self._in_engagement(outcome),
-            engagement=float(per_user["engagement"].mean()),
-            diversity=float(per_user["diversity"].mean()),
+        counted = count_violations(self._rules, outcome.chosen, table, outcome.solver)
+        per_user = figures(self.objective, outcome.chosen, table, counted.penalties, outcome)
+        certificate = certify(
+            self.objective,
+            self._rules,
+            per_user,
+            counted,
+            outcome,
             route=route,
-            solver=outcome.solver,
-            solver_version=outcome.version,
-            n_users=len(table),
-            iterations=outcome.iterations,
-            seconds=time.perf_counter() - started,
-            timed_out=outcome.stopped,
             privacy=self.privacy,
-            per_user=per_user,
+            seconds=time.perf_counter() - started,
         )
-        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate, catalogue)
+        return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate, table.catalogue)
 
     def recommend(
         self,
@@ -359,81 +401,3 @@ class Reranker:
                 users=[str(table.users[u]) for u in without[:10]],
                 n_users=len(without),
             )
-
-    def _verify(
-        self, chosen: NDArray[np.integer], table: Population, solver: str
-    ) -> tuple[dict[str, float], NDArray[np.float64], float]:
-        """Violations by name, no hard one above tolerance, and the penalties of soft ones.
-
-        Returns:
-            The largest violation of each constraint; each user's penalties, shape ``(n_users,)``; and those
-            for rules about all slates.
-        """
-        violations, penalties, shared = {}, np.zeros(len(table)), 0.0
-        for rule in self._rules:
-            if rule.scope == "population":
-                measured = np.array([rule.measure(chosen, table)])
-            else:
-                measured = rule.measure_all(chosen, table)
-            worst = float(np.max(measured))
-            if rule.hard and not worst <= TOLERANCE:
-                whose = (
-                    "" if rule.scope == "population" else f"user {table.users[int(measured.argmax())]!r}: "
-                )
-                raise NumericalError(
-                    f"{whose}the slate that {solver} calls optimal violates {rule.name!r} by "
-                    f"{worst:g}, so it is not handed out; try another solver"
-                )
-            violations[rule.name] = worst
-            if not rule.hard and rule.scope == "population":
-                shared += rule.penalty * worst
-            elif not rule.hard:
-                penalties += rule.penalty * measured
-        return violations, penalties, shared
-
-    def _figures(
-        self, outcome: Outcome, table: Population, penalties: NDArray[np.float64], shared: float
-    ) -> tuple[pd.DataFrame, float, float]:
-        """The per-user table, and mean objective and bound."""
-        chosen = outcome.chosen
-        objective = self.objective.value_all(chosen, table) - penalties
-        total = float(objective.sum()) - shared
-        if outcome.bound is not None:
-            wrong = ~(objective <= outcome.bound + TOLERANCE)
-            if wrong.any():
-                u = int(wrong.argmax())
-                self._refuse_bound(
-                    f"user {table.users[u]!r}: ", objective[u], outcome.bound[u], outcome.solver
-                )
-            bound = np.maximum(objective, outcome.bound)
-            most = float(bound.sum())
-        else:
-            bound = np.full(len(table), np.nan)
-            most = max(total, outcome.total)
-            if not total <= outcome.total + TOLERANCE * len(table):
-                self._refuse_bound("", total, outcome.total, outcome.solver)
-        discounts = [part.discount for _, part in self.objective.parts if isinstance(part, Engagement)]
-        discount: Discount = discounts[0] if discounts else "none"
-        per_user = pd.DataFrame(
-            {
-                "user": table.users,
-                "objective": objective,
-                "bound": bound,
-                "gap": relative_gap(objective, bound),
-                "engagement": engagement(chosen, table, discount),
-                "diversity": Diversity().value_all(chosen, table),
-                "candidates": np.diff(table.offsets),
-            }
-        )
-        return per_user, total / len(table), most / len(table)
-
-    def _refuse_bound(self, whose: str, objective: float, bound: float, solver: str) -> None:
-        raise NumericalError(
-            f"{whose}the objective {objective:.9f} of what was chosen is above {solver}'s bound {bound:.9f}, "
-            "so that bound proves nothing; try another solver"
-        )
-
-    def _in_engagement(self, outcome: Outcome) -> dict[str, float | None]:
-        """Prices in units of engagement rather than of the objective."""
-        weight = sum(w for w, part in self.objective.parts if isinstance(part, Engagement))
-        return {name: price / weight if weight > 0.0 else None for name, price in outcome.prices.items()}

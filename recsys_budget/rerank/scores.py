@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import narwhals as nw
 import numpy as np
@@ -14,9 +14,9 @@ from scipy import sparse
 
 from recsys_budget.data._columns import id_strings, in_shortlex
 from recsys_budget.errors import DataError, SpecificationError
-from recsys_budget.rerank.grouping import Grouping
+from recsys_budget.rerank.grouping import Grouping, by_user
 
-# Cells of a dense matrix looked at together, so that memory does not grow with the number of users.
+# Cells of a matrix looked at together, so that memory does not grow with the number of users.
 _CELLS = 1 << 22
 
 
@@ -87,49 +87,83 @@ class Scores:
                 else "there is no user; pass at least one row of scores"
             )
         users, ranks = in_shortlex(ids)
-        owners, items, relevance = self._triples(ids)
-        groups = Grouping.of(ranks[owners], items, relevance, len(users))
-        if groups is None:
-            raise DataError("the sparse matrix stores some score twice; call its sum_duplicates() first")
-        if groups.order is not None:
-            items, relevance = items[groups.order], relevance[groups.order]
-        sizes = np.diff(groups.offsets)
+        matrix = _by_rows(self.matrix)
+        dense = isinstance(matrix, np.ndarray)
+        sizes = _candidates(matrix) if dense else np.diff(matrix.indptr)
         if not sizes.all():
             raise DataError(
-                f"user {users[int(sizes.argmin())]!r} has no candidate; drop the row or score an item"
+                f"user {ids[int(sizes.argmin())]!r} has no candidate; drop the row or score an item"
             )
-        if self.n is None or sizes.max() <= self.n:
-            return users, groups.offsets, items, relevance
-        best = np.arange(len(items)) - np.repeat(groups.offsets[:-1], sizes) < self.n
-        offsets = np.append(0, np.cumsum(np.minimum(sizes, self.n))).astype(np.int64)
-        return users, offsets, items[best], relevance[best]
+        if self.n is not None:
+            sizes = np.minimum(sizes, self.n)
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        offsets[1 + ranks] = sizes
+        np.cumsum(offsets, out=offsets)
+        items, relevance = np.empty(offsets[-1], np.intp), np.empty(offsets[-1])
+        cells = matrix.size if dense else matrix.nnz
+        step = max(1, _CELLS * len(ids) // max(1, cells))
+        for first in range(0, len(ids), step):
+            here = slice(first, min(first + step, len(ids)))
+            starts, columns, scores = self._best_first(matrix, here, ids[here])
+            if self.n is not None:
+                kept = np.arange(len(columns)) - np.repeat(starts[:-1], np.diff(starts)) < self.n
+                columns, scores = columns[kept], scores[kept]
+            each = sizes[here]
+            inside = np.arange(len(columns)) - np.repeat(np.cumsum(each) - each, each)
+            at = np.repeat(offsets[ranks[here]], each) + inside
+            items[at], relevance[at] = columns, scores
+        return users, offsets, items, relevance
 
-    def _triples(
-        self, ids: NDArray[np.object_]
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-        """Row, column and score of candidates; of dense scores only those that may be among the best n."""
-        if sparse.issparse(self.matrix):
-            stored = cast(Any, self.matrix).tocoo()
-            parts = [(stored.row, stored.col, stored.data)]
+    def _best_first(
+        self, matrix: Any, here: slice, ids: NDArray[np.object_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.integer], NDArray[np.float64]]:
+        """Row boundaries, columns and scores of some users, each user's best first, some of them past n."""
+        if not isinstance(matrix, np.ndarray):
+            starts = matrix.indptr[here.start : here.stop + 1]
+            owners = np.repeat(np.arange(len(ids)), np.diff(starts))
+            columns = matrix.indices[starts[0] : starts[-1]]
+            scores = (
+                matrix.data[starts[0] : starts[-1]].astype(np.float64) + 0.0
+            )  # so that -0.0 ties with 0.0
         else:
-            n_users, n_items = self.matrix.shape
-            step = max(1, _CELLS // max(1, n_items))
-            parts = [self._best(start, step) for start in range(0, n_users, step)]
-        owners, items, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-        scores = scores.astype(np.float64) + 0.0  # so that -0.0 ties with 0.0
+            dense = matrix[here].astype(np.float64) + 0.0
+            keep = ~(dense == -np.inf)  # what is not a number stays, to be found out
+            if self.n is not None and self.n < dense.shape[1]:
+                keep &= ~(dense < -np.partition(-dense, self.n - 1, axis=1)[:, self.n - 1 : self.n])
+            owners, columns = np.nonzero(keep)
+            scores = dense[owners, columns]
         bad = ~np.isfinite(scores)
         if bad.any():
             at = int(bad.argmax())
             raise DataError(
-                f"the score of user {ids[owners[at]]!r} and item {items[at]} of the catalogue is "
+                f"the score of user {ids[owners[at]]!r} and item {columns[at]} of the catalogue is "
                 f"{scores[at]}, which is not a finite number"
             )
-        return owners.astype(np.intp), items.astype(np.intp), scores
+        groups = Grouping.of(owners, columns, scores, len(ids))
+        if groups is None:
+            raise DataError("the sparse matrix stores some score twice; call its sum_duplicates() first")
+        if groups.order is not None:
+            columns, scores = columns[groups.order], scores[groups.order]
+        return groups.offsets, columns, scores
 
-    def _best(self, start: int, step: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        block = self.matrix[start : start + step].astype(np.float64)
-        keep = ~(block == -np.inf)  # what is not a number stays, to be found out
-        if self.n is not None and self.n < block.shape[1]:
-            keep &= ~(block < -np.partition(-block, self.n - 1, axis=1)[:, self.n - 1 : self.n])
-        owners, items = np.nonzero(keep)
-        return owners + start, items, block[owners, items]
+
+def _by_rows(matrix: Any) -> Any:
+    """A sparse matrix by rows, scores that are stored twice left as they are; a dense one as it is."""
+    if isinstance(matrix, np.ndarray) or matrix.format == "csr":
+        return matrix
+    if matrix.format != "coo":
+        return sparse.csr_array(matrix)
+    stored: Any = matrix
+    rows, columns = stored.coords
+    order = by_user(rows, stored.shape[0])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=stored.shape[0]))])
+    return sparse.csr_array((stored.data[order], columns[order], starts), shape=stored.shape)
+
+
+def _candidates(matrix: NDArray[Any]) -> NDArray[np.int64]:
+    """How many candidates each row of a dense matrix holds."""
+    if matrix.dtype.kind != "f":
+        return np.full(len(matrix), matrix.shape[1])
+    step = max(1, _CELLS // max(1, matrix.shape[1]))
+    counts = [(matrix[first : first + step] != -np.inf).sum(axis=1) for first in range(0, len(matrix), step)]
+    return np.concatenate(counts).astype(np.int64)

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from recsys_budget.constraints import CatalogueCoverage, Constraint, ItemConstraint, Population, SlateSize
 from recsys_budget.constraints.base import item_rows
-from recsys_budget.constraints.engagement import gains
+from recsys_budget.constraints.engagement import population_gains
 from recsys_budget.constraints.positions import position_weights
 from recsys_budget.rerank.objective import Diversity, Engagement, Novelty, Objective, unit_categories
 from recsys_budget.rerank.routes.laminar import LaminarTree
@@ -41,26 +41,28 @@ class Gains:
         """The gains, or None where the objective has other parts, or discounts that do not multiply out."""
         parts = [(weight, part) for weight, part in objective.parts if weight > 0.0]
         worth = None
-        total = np.zeros(len(population.items))
+        linear: list[NDArray[np.float64]] = []
         diversity = 0.0
         for weight, part in parts:
             if isinstance(part, Engagement):
-                discount = position_weights(part.discount, population.k)
                 if part.positional:
                     if len(parts) > 1:
                         return None
-                    worth = discount
-                total += weight * gains(population.relevance, population.offsets, discount)
+                    worth = position_weights(part.discount, population.k)
+                each = population_gains(population, part.discount)
+                linear.append(each if weight == 1.0 else weight * each)
             elif isinstance(part, Novelty):
-                total += weight * part.each(population.catalogue, population.k)[population.items]
+                linear.append(weight * part.each(population.catalogue, population.k)[population.items])
             elif isinstance(part, Diversity):
                 diversity += weight
             else:
                 return None
-        users = np.repeat(np.arange(len(population)), np.diff(population.offsets))
-        rising = (np.diff(total) > 0.0) & (np.diff(users) == 0)
+        total = linear[0] if len(linear) == 1 else sum(linear, np.zeros(len(population.items)))
+        rising = total[1:] > total[:-1]
+        rising[population.offsets[1:-1] - 1] = False  # from one user to the next
         if not rising.any():
             return cls(total, population.items, None, worth, diversity)
+        users = np.repeat(np.arange(len(population)), np.diff(population.offsets))
         order = np.lexsort((np.arange(len(total)), -total, users))
         return cls(total[order], population.items[order], order, worth, diversity)
 
@@ -181,12 +183,14 @@ class Sums:
         upper: Shape ``(n_rows,)``, inf for none.
         owners: Shape ``(2, n_rows)``, position of the rule that sets each lower and each upper bound; -1 for
             none.
+        keys: What tells each row's coefficients from all others.
     """
 
     coefficients: sparse.csr_array
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
     owners: NDArray[np.intp]
+    keys: tuple[tuple[bytes, bytes], ...]
 
     @classmethod
     def of(
@@ -230,7 +234,8 @@ class Sums:
         indices = np.concatenate([np.zeros(0, np.int32), *(columns[at][0] for at in first)])
         data = np.concatenate([np.zeros(0), *(columns[at][1] for at in first)])
         shape = (len(known), len(population.catalogue))
-        return cls(sparse.csr_array((data, indices, indptr), shape=shape), lower, upper_bound, owners)
+        matrix = sparse.csr_array((data, indices, indptr), shape=shape)
+        return cls(matrix, lower, upper_bound, owners, tuple(known))
 
     @property
     def crossed(self) -> NDArray[np.intp]:

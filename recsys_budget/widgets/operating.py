@@ -14,7 +14,15 @@ from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
-from recsys_budget.rerank import Certificate, Conflict, EngagementDiversity, Scores, Slates, top_k
+from recsys_budget.rerank import (
+    Certificate,
+    Conflict,
+    EngagementDiversity,
+    Prepared,
+    Scores,
+    Slates,
+    top_k,
+)
 from recsys_budget.rerank.frames import CandidateTable
 from recsys_budget.rerank.loosening import number_of, with_number
 
@@ -92,6 +100,7 @@ class Operation:
         self.reranker = self.basis.reranker
         self.catalogue = self.basis.catalogue
         self._candidates: dict[float | None, Any] = {}
+        self._prepared: dict[float | None, Prepared] = {}
         self._top: dict[float | None, pd.DataFrame] = {}
         self._in_use = None if before is None else self._slates(before)
         self._populations: dict[float | None, CandidateTable] = {}
@@ -127,6 +136,11 @@ class Operation:
             self._candidates[epsilon] = found
         return self._candidates[epsilon]
 
+    def _prepared_at(self, epsilon: float | None) -> Prepared:
+        if epsilon not in self._prepared:
+            self._prepared[epsilon] = self.basis.prepare(self.reranker, self.candidates(epsilon))
+        return self._prepared[epsilon]
+
     def before(self, epsilon: float | None) -> pd.DataFrame:
         """Slates in use today; or each user's most relevant items, before rules and weights."""
         if self._in_use is not None:
@@ -152,12 +166,13 @@ class Operation:
                 with_number(rule, choice.numbers[rule.name])[0] if rule.name in choice.numbers else rule
                 for rule in self.reranker.constraints
             )
-            asked = replace(self.reranker, constraints=rules)
-            if choice.diversity is not None:
-                asked = replace(asked, objective=EngagementDiversity(choice.diversity))
+            weight = choice.diversity
+            objective = None if weight is None else EngagementDiversity(weight)
             slates, conflict = None, None
             try:
-                slates = self.basis.solve(asked, self.candidates(choice.epsilon))
+                slates = self._prepared_at(choice.epsilon).rerank(
+                    objective=objective, constraints=rules, progress=False
+                )
             except InfeasibleError as error:
                 conflict = error.conflict
             self._results[key] = Result(choice, rules, slates, conflict)

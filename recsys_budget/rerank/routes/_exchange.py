@@ -199,9 +199,12 @@ def tally(users, chosen_items, gain_of, discount, prices, value, counts):  # typ
 @njit
 def exchanges(  # type: ignore[no-untyped-def]
     users, offsets, gains, items, leaf_of_item, parent, lower, upper, marks, discount, prices, lowest,
-    chosen, within, share,
+    chosen, numbers, within, share,
 ):  # fmt: skip
-    """Exchanges within a cost, user by user; of these a share, in thousandths, that looks random."""
+    """Exchanges within a cost, user by user; of these a share, in thousandths, that looks random.
+
+    Which these are follows from the user's number and the two rows, wherever the user's rows are stored.
+    """
     k, n_nodes = chosen.shape[1], len(parent)
     row, leaf = np.empty(k, np.int64), np.empty(k, np.int64)
     net, pinned = np.empty(k), np.empty(k, np.bool_)
@@ -264,8 +267,11 @@ def exchanges(  # type: ignore[no-untyped-def]
                 up = leaf[slot]
                 while up >= 0 and on_path[up] != j:
                     up = parent[up] if count[up] > lower[up] else -1
-                if up >= 0 and (at * 7919 + row[slot] * 104729) % 1009 * 1000 < share * 1009:
-                    who[n], leaves[n], enters[n] = user, start + row[slot], at
+                if (
+                    up >= 0
+                    and ((numbers[user] * 613 + j) * 7919 + row[slot] * 104729) % 1009 * 1000 < share * 1009
+                ):
+                    who[n], leaves[n], enters[n] = user, row[slot], j
                     cost[n] = net[slot] - offer
                     cheapest[n] = slot == entry[leaf_of_item[items[at]]]
                     n += 1

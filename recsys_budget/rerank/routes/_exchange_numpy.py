@@ -91,6 +91,7 @@ def exchanges(
     prices: NDArray[np.float64],
     lowest: NDArray[np.float64],
     chosen: NDArray[np.int32],
+    numbers: NDArray[np.int64],
     within: float,
     share: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
@@ -156,10 +157,11 @@ def exchanges(
         leaving &= ~swaps & (at < n_nodes)
         leaving &= np.append(may_leave, np.zeros((n, 1), np.bool_), axis=1)[owner[:, None], at]
         at = np.where(leaving, up_of[at], at)
-    swaps &= (rows[:, None] * 7919 + slates[owner] * 104729) % 1009 * 1000 < share * 1009
+    drawn = (numbers[users][owner] * 613 + rank)[:, None] * 7919 + slates[owner] * 104729
+    swaps &= drawn % 1009 * 1000 < share * 1009
     c, slot = np.nonzero(swaps)
     cheapest = slot == by_rank[owner[c], entry[owner[c], v[c]]]
-    return users[owner[c]], slots[owner[c], slot], rows[c], cost[c, slot], cheapest
+    return users[owner[c]], slates[owner[c], slot], rank[c], cost[c, slot], cheapest
 
 
 def _rows(

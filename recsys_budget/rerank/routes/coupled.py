@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import SpecificationError
+from recsys_budget.rerank.routes.answers import BestSlates, Exchanges, Selection
 from recsys_budget.rerank.routes.dual import Dual, Point, minimise
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.master import Choice, Limits, choose
-from recsys_budget.rerank.routes.oracle import Exchanges, Oracle
+from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.routes.places import choose_places
 from recsys_budget.rerank.routes.rows import PopulationRows
 
@@ -28,13 +29,11 @@ _WIDEST = 64.0
 
 
 @dataclass(frozen=True, eq=False)
-class CoupledSlates:
-    """Slates of everybody, and what is proven about them.
+class Coupled:
+    """What is proven about slates of everybody, wherever these are.
 
     Attributes:
-        chosen: int32 ``(n_users, k)``, rows relative to the user's offset, ascending, or in the order of the
-            places if these have weights; -1 for users without a slate.
-        feasible: bool ``(n_users,)``, whether a user has a slate under the quotas alone.
+        selection: The slates.
         objective: Total gain of the slates.
         bound: No slates within the quotas and the rows have a greater total; negative if there are none.
         prices: float64 ``(n_rows,)``, shadow prices: objective gained per unit by which the upper bound of a
@@ -45,11 +44,9 @@ class CoupledSlates:
         evaluations: Times that everybody was given the best slate at new prices.
         ray: float64 ``(n_rows,)`` if the rows are proven to contradict each other, else None: multipliers;
             the rows where they are not 0 cannot all be met.
-        oracle: Where a solve that is given these slates as ``warm`` starts.
     """
 
-    chosen: NDArray[np.int32]
-    feasible: NDArray[np.bool_]
+    selection: Selection = field(repr=False)
     objective: float
     bound: float
     prices: NDArray[np.float64]
@@ -58,12 +55,34 @@ class CoupledSlates:
     satisfied: bool
     evaluations: float
     ray: NDArray[np.float64] | None
-    oracle: Oracle = field(repr=False)
 
     @property
     def gap(self) -> float:
         """How far the objective is from the bound, relative to the bound."""
         return (self.bound - self.objective) / max(abs(self.bound), 1e-300)
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledSlates(Coupled):
+    """Slates of everybody, and what is proven about them.
+
+    Attributes:
+        chosen: int32 ``(n_users, k)``, rows relative to the user's offset, ascending, or in the order of the
+            places if these have weights; -1 for users without a slate.
+        feasible: bool ``(n_users,)``, whether a user has a slate under the quotas alone.
+        oracle: Where a solve that is given these slates as ``warm`` starts.
+    """
+
+    chosen: NDArray[np.int32]
+    feasible: NDArray[np.bool_]
+    oracle: Oracle = field(repr=False)
+
+    @classmethod
+    def of(cls, answer: Coupled, oracle: Oracle) -> CoupledSlates:
+        """The slates that an answer selects."""
+        return cls(
+            **vars(answer), chosen=oracle.select(answer.selection), feasible=oracle.feasible, oracle=oracle
+        )
 
 
 def solve_coupled(
@@ -115,29 +134,30 @@ def solve_coupled(
                 "a warm start needs the same candidates and quotas as the answer it starts from, in the same "
                 "arrays; solve without it"
             )
-    return solve_from(oracle, rows, None if warm is None else warm.prices, gap, deadline)
+    prices = None if warm is None else warm.prices
+    return CoupledSlates.of(solve_from(oracle, rows, prices, gap, deadline), oracle)
 
 
 def solve_from(
-    oracle: Oracle,
+    oracle: BestSlates,
     rows: PopulationRows,
     prices: NDArray[np.float64] | None,
     gap: float,
     deadline: float,
-) -> CoupledSlates:
+) -> Coupled:
     """Slates of an oracle's users, from prices believed to be good, or from none."""
     dual = Dual(oracle, rows)
     point, reach = _price(dual, prices, gap, deadline)
+    selection = Selection.best_at(point.prices_of_items, oracle.tree.k)
     if point.bound < 0.0:
-        chosen = oracle.chosen.copy()
         ray: NDArray[np.float64] | None = _ray(dual, point)
     else:
-        chosen, point, ray = _keep_to_rows(dual, point, reach, gap, deadline)
-    objective, loads = dual.totals(chosen)
-    return CoupledSlates(
-        chosen=chosen,
-        feasible=oracle.feasible,
-        objective=objective,
+        selection, point, ray = _keep_to_rows(dual, point, reach, gap, deadline)
+    total = oracle.total(selection)
+    loads = rows.loads(total.counts, dual.weights)
+    return Coupled(
+        selection=selection,
+        objective=total.gain,
         bound=point.bound,
         prices=point.prices,
         loads=loads,
@@ -145,20 +165,19 @@ def solve_from(
         satisfied=rows.short(loads) == 0.0,
         evaluations=dual.evaluations,
         ray=ray,
-        oracle=oracle,
     )
 
 
 def _price(dual: Dual, warm: NDArray[np.float64] | None, gap: float, deadline: float) -> tuple[Point, float]:
     """Good prices: from ever larger samples, then from everybody."""
-    everyone, spacing = dual.oracle.users, dual.oracle.spacing
+    served, spacing = dual.oracle.served, dual.oracle.spacing
     prices, radius = np.zeros(len(dual.rows.lower)), spacing
     if warm is not None:
         prices, radius = warm, 0.1 * spacing
-    size = _SAMPLE if warm is None else len(everyone)
-    while size < len(everyone):
-        users = dual.oracle.sample(size)
-        point, reach = minimise(dual, prices, users, radius=radius, tolerance=1e-6, deadline=deadline)
+    size = _SAMPLE if warm is None else served
+    while size < served:
+        every = dual.every(size)
+        point, reach = minimise(dual, prices, every, radius=radius, tolerance=1e-6, deadline=deadline)
         if point.bound >= 0.0:  # else only the sample is too small for the rows
             prices, radius = point.prices, max(5.0 * reach, 1e-3 * spacing)
         size *= 8
@@ -168,14 +187,15 @@ def _price(dual: Dual, warm: NDArray[np.float64] | None, gap: float, deadline: f
 
 def _keep_to_rows(
     dual: Dual, point: Point, reach: float, gap: float, deadline: float
-) -> tuple[NDArray[np.int32], Point, NDArray[np.float64] | None]:
+) -> tuple[Selection, Point, NDArray[np.float64] | None]:
     """Slates within the rows, if exchanges lead there, and the best bound; or proof that there are none.
 
     An exchange that costs more than the distance between bound and objective is in no better slates, so with
     few left to try the search ends by itself.
     """
     oracle, rows = dual.oracle, dual.rows
-    best, objective, short = oracle.chosen.copy(), oracle.gain, rows.short(point.loads)
+    best = Selection.best_at(point.prices_of_items, oracle.tree.k)
+    objective, short = point.gain, rows.short(point.loads)
     hard = False
     wider = 4.0 * _needed(rows, point.loads)
     wanted = 64 + 8 * (int(rows.active(point.prices, point.loads).sum()) + int(short))
@@ -184,7 +204,7 @@ def _keep_to_rows(
             break
         if perf_counter() > deadline:
             break
-        free, all_of_them = _cheapest(dual, point.prices, reach, wanted, wider)
+        free, all_of_them = _cheapest(dual, point, reach, wanted, wider)
         wanted *= 2
         penalty = 10.0 * ((oracle.largest or 1.0) + np.abs(point.prices).max(initial=0.0)) / rows.scale
         limits = Limits(
@@ -198,12 +218,11 @@ def _keep_to_rows(
             if hard:
                 break
             continue
-        gained, added = dual.change(choice.users, choice.slates)
-        new_objective, new_loads = oracle.gain + gained, point.loads + added
+        new_objective, new_loads = point.gain + choice.gained, point.loads + choice.added
         new_short = rows.short(new_loads)
         if (new_short, -new_objective) < (short, -objective):
-            best, short, objective = oracle.chosen.copy(), new_short, new_objective
-            best[choice.users] = choice.slates - oracle.offsets[choice.users, None]
+            best = Selection(point.prices_of_items, choice.users, choice.slates)
+            short, objective = new_short, new_objective
         needed = _needed(rows, new_loads)
         wider = np.where(needed != 0.0, needed * np.clip(4.0 * np.abs(wider), 4.0, _WIDEST), wider)
         if new_short == 0.0 and point.bound - objective > gap * abs(point.bound):
@@ -211,9 +230,10 @@ def _keep_to_rows(
             if trial.bound < point.bound:
                 point = trial
                 continue
-            dual.at(point.prices)
-        if new_short > 0.0 and (attempt > 1 or all_of_them):
-            point_of_proof = _contradiction(dual, point, free, deadline)
+        if new_short > 0.0 and (attempt != 1 or all_of_them):
+            point_of_proof = _divergence(dual, point, deadline) if attempt == 0 else None
+            if point_of_proof is None and (attempt > 1 or all_of_them):
+                point_of_proof = _contradiction(dual, point, free, deadline)
             if point_of_proof is not None:
                 return best, point_of_proof, _ray(dual, point_of_proof)
         if all_of_them:
@@ -230,7 +250,7 @@ def _needed(rows: PopulationRows, loads: NDArray[np.float64]) -> NDArray[np.floa
 
 def _cheapest(
     dual: Dual,
-    prices: NDArray[np.float64],
+    point: Point,
     reach: float,
     wanted: int,
     wider: NDArray[np.float64],
@@ -241,22 +261,22 @@ def _cheapest(
     it needs less. A sample tells how much exchanges cost. Where very many cost the same, some stand for all.
     """
     oracle = dual.oracle
-    of_items = dual.item_prices(prices)
-    most = 2.0 * (oracle.largest + float(np.abs(of_items).max(initial=0.0)))
-    some = oracle.sample(_SAMPLE)
-    enough = max(1, wanted * len(some) // max(1, dual.everyone))
+    prices = point.prices_of_items
+    most = 2.0 * (oracle.largest + float(np.abs(prices).max(initial=0.0)))
+    every = dual.every(_SAMPLE)
+    enough = max(1, wanted // every)
     within = min(max(reach, 1e-12 * most), most)
-    while len((probe := oracle.exchanges(within, some)).cost) < enough and within < most:
+    while len((probe := oracle.exchanges(prices, within, every)).cost) < enough and within < most:
         within = min(4.0 * within, most)
     share = 1000
     if len(probe.cost) > enough:
         within = float(np.partition(probe.cost, enough)[enough])
         share = min(1000, max(1, 2000 * enough // int((probe.cost <= within).sum())))
     if not wider.any() or within == most or share < 1000:
-        return oracle.exchanges(within, share=share), within == most and share == 1000
-    free = oracle.exchanges(min(float(np.abs(wider).max()) * within, most))
+        return oracle.exchanges(prices, within, share=share), within == most and share == 1000
+    free = oracle.exchanges(prices, min(float(np.abs(wider).max()) * within, most))
     helps = dual.item_prices(wider / dual.rows.scale)
-    times = helps[oracle.items[free.enters]] - helps[oracle.items[free.leaves]]
+    times = helps[free.items[:, 1]] - helps[free.items[:, 0]]
     return free.those(free.cost <= within * np.maximum(times, 1.0)), False
 
 
@@ -265,9 +285,17 @@ def _choose(
 ) -> Choice | None:
     """The best slates that these exchanges lead to."""
     if not len(dual.oracle.discount):
-        return choose(dual.oracle, dual.rows, point.loads, free, limits)
-    prices = dual.item_prices(point.prices)
-    return choose_places(dual.oracle, dual.rows, point.loads, free, prices, limits, everywhere=everything)
+        return choose(dual.oracle, dual.rows, point, free, limits)
+    return choose_places(dual.oracle, dual.rows, point, free, limits, everywhere=everything)
+
+
+def _divergence(dual: Dual, point: Point, deadline: float) -> Point | None:
+    """A point where the bound is below 0, if prices that may be as high as all gains together lead to one."""
+    wide = Dual(dual.oracle, dual.rows, times=10.0 * max(1.0, dual.shows))
+    radius = dual.oracle.largest or 1.0
+    found, _ = minimise(wide, point.prices, radius=radius, tolerance=0.0, near=0.0, deadline=deadline)
+    dual.evaluations += wide.evaluations
+    return found if found.bound < 0.0 else None
 
 
 def _contradiction(dual: Dual, point: Point, free: Exchanges, deadline: float) -> Point | None:
@@ -278,7 +306,7 @@ def _contradiction(dual: Dual, point: Point, free: Exchanges, deadline: float) -
     whether other exchanges could help; if none can, its bound is the proof.
     """
     oracle, rows = dual.oracle, dual.rows
-    state, at = oracle.state(), point
+    at = point
     far = 1e3 * (1.0 + oracle.largest * dual.shows)
     for _ in range(_PROOFS):
         seconds = deadline - perf_counter()
@@ -289,8 +317,7 @@ def _contradiction(dual: Dual, point: Point, free: Exchanges, deadline: float) -
         at = dual.at(np.where(allowed, far * choice.prices, 0.0))
         if at.bound < 0.0:
             return at
-        free, _ = _cheapest(dual, at.prices, oracle.largest, 4 * len(free.cost), 0.0 * at.prices)
-    oracle.restore(state)
+        free, _ = _cheapest(dual, at, oracle.largest, 4 * len(free.cost), 0.0 * at.prices)
     return None
 
 

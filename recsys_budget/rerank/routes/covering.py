@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
-from recsys_budget.rerank.routes.coupled import CoupledSlates, solve_from
+from recsys_budget.rerank.routes.answers import BestSlates
+from recsys_budget.rerank.routes.coupled import Coupled, CoupledSlates, solve_from
 from recsys_budget.rerank.routes.dual import price_of_bounds
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.oracle import Oracle
@@ -69,9 +70,22 @@ def solve_covering(
     oracle = Oracle(offsets, gains, items, tree, fixed=fixed, threads=threads)
     if counted is None:
         counted = np.ones(len(tree.leaf_of_item), np.bool_)
-    answer = solve_from(oracle, rows, None, gap, deadline)
+    return CoupledSlates.of(cover(oracle, rows, at_least, counted, None, gap, deadline), oracle)
+
+
+def cover(
+    oracle: BestSlates,
+    rows: PopulationRows,
+    at_least: int,
+    counted: NDArray[np.bool_],
+    start: NDArray[np.float64] | None,
+    gap: float,
+    deadline: float,
+) -> Coupled:
+    """The same for an oracle's users, from prices of the rows believed to be good, or from none."""
+    answer = solve_from(oracle, rows, start, gap, deadline)
     bonus = np.zeros(len(counted))
-    best = _with_rule(answer, rows, counted, bonus, at_least)
+    best = _with_rule(oracle, answer, rows, counted, bonus, at_least)
     failed = np.zeros(len(counted), np.bool_)
     floored: NDArray[np.intp] | None = None
     for _ in range(_ROUNDS):
@@ -99,7 +113,7 @@ def solve_covering(
         bonus = np.zeros(len(counted))
         bonus[floored] = -answer.prices[len(rows.lower) :]
         failed[floored] |= answer.violations[len(rows.lower) :] > 0.0
-        new = _with_rule(answer, rows, counted, bonus, at_least)
+        new = _with_rule(oracle, answer, rows, counted, bonus, at_least)
         bound = min(best.bound, new.bound)
         if (new.violations.sum(), -new.objective) < (best.violations.sum(), -best.objective):
             best = new
@@ -108,7 +122,7 @@ def solve_covering(
 
 
 def _costs(
-    oracle: Oracle,
+    oracle: BestSlates,
     prices: NDArray[np.float64],
     bonus: NDArray[np.float64],
     counted: NDArray[np.bool_],
@@ -121,8 +135,8 @@ def _costs(
     cost = np.full(len(prices), np.inf)
     within = min(oracle.spacing, most)
     while True:
-        free = oracle.exchanges(within)
-        np.minimum.at(cost, oracle.items[free.enters], free.cost)
+        free = oracle.exchanges(prices - bonus, within)
+        np.minimum.at(cost, free.items[:, 1], free.cost)
         if (shown | (counted & np.isfinite(cost))).sum() >= at_least or within >= most:
             break
         within = min(2.0 * within, most)
@@ -131,19 +145,16 @@ def _costs(
 
 
 def _with_rule(
-    answer: CoupledSlates,
+    oracle: BestSlates,
+    answer: Coupled,
     rows: PopulationRows,
     counted: NDArray[np.bool_],
     bonus: NDArray[np.float64],
     at_least: int,
-) -> CoupledSlates:
+) -> Coupled:
     """The answer with the rule as a last row, and the bound that these bonuses give."""
-    oracle, n_rows = answer.oracle, len(rows.lower)
-    users = oracle.users
-    seen = np.zeros(len(counted), np.bool_)
-    for first in range(0, len(users), 1 << 16):
-        some = users[first : first + (1 << 16)]
-        seen[oracle.items[oracle.offsets[some, None] + answer.chosen[some]]] = True
+    n_rows = len(rows.lower)
+    seen = oracle.total(answer.selection).counts.sum(axis=0) > 0
     shown = int((seen & counted).sum())
     prices, ray = answer.prices[:n_rows], answer.ray
     dearest = float(bonus.max(initial=0.0))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.rerank.routes._compiled import njit
-from recsys_budget.rerank.routes.oracle import Oracle
+from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.rows import PopulationRows
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -35,11 +35,15 @@ class Point:
             pull them up to the lower.
         bound: Upper bound on the total gain of slates within the rows, rounded up.
         loads: float64 ``(n_rows,)``, what the best slates at these prices add up to.
+        gain: Their total gain.
+        prices_of_items: float64 ``(n_items,)``, what one show of each item costs.
     """
 
     prices: NDArray[np.float64]
     bound: float
     loads: NDArray[np.float64]
+    gain: float
+    prices_of_items: NDArray[np.float64]
 
 
 class Dual:
@@ -48,80 +52,57 @@ class Dual:
     Args:
         oracle: Slates at prices.
         rows: The rules. Only their sums over all users count; a sample stands for all in proportion.
+        times: How many times the greatest gain the price of a show may be. Past several it hardly steers any
+            more, unless it is to prove something.
     """
 
-    def __init__(self, oracle: Oracle, rows: PopulationRows) -> None:
+    def __init__(self, oracle: BestSlates, rows: PopulationRows, times: float = 10.0) -> None:
         self.oracle, self.rows = oracle, rows
         self.weights = oracle.discount if len(oracle.discount) else np.ones(1)
-        # What a price of a show may be: past several times the greatest gain it hardly steers any more.
-        most = 10.0 * (oracle.largest or 1.0) / rows.scale
+        most = times * (oracle.largest or 1.0) / rows.scale
         self.limits = (
             np.where(np.isneginf(rows.lower), 0.0, -most),
             np.where(np.isposinf(rows.upper), 0.0, most),
         )
-        self.everyone = len(oracle.users)
-        self.shows = self.everyone * (float(oracle.discount.sum()) if len(oracle.discount) else oracle.tree.k)
+        self.shows = oracle.served * (float(oracle.discount.sum()) if len(oracle.discount) else oracle.tree.k)
         self.evaluations = 0.0
 
-    def at(self, prices: NDArray[np.float64], users: NDArray[np.int64] | None = None) -> Point:
-        """Evaluate; the oracle then holds the best slates at these prices."""
+    def every(self, size: int) -> int:
+        """Of how many users a sample of at most this size takes one."""
+        return max(1, -(-self.oracle.served // size))
+
+    def at(self, prices: NDArray[np.float64], every: int = 1) -> Point:
+        """Evaluate, for all users or for each so-many-th, who then stand for all."""
         of_items = self.item_prices(prices)
-        priced = self.oracle.best(of_items, users)
-        scale = self.everyone / len(users) if users is not None and len(users) else 1.0
-        self.evaluations += 1.0 / scale
+        priced = self.oracle.best(of_items, every)
+        scale = self.oracle.served / max(1, priced.users)
+        self.evaluations += 1.0 / max(1.0, scale)
         bounds = price_of_bounds(prices, self.rows)
         # Rounding of the item prices and of the sum over rows.
         most = float((abs(self.rows.coefficients).T @ np.abs(prices)).max(initial=0.0))
         slack = _EPS * len(prices) * (self.shows * most + float(np.abs(bounds).sum()))
         loads = scale * self.rows.loads(priced.counts, self.weights)
-        return Point(prices, scale * priced.value + float(bounds.sum()) + slack, loads)
+        bound = scale * priced.value + float(bounds.sum()) + slack
+        return Point(prices, bound, loads, scale * priced.gain, of_items)
 
     def item_prices(self, prices: NDArray[np.float64]) -> NDArray[np.float64]:
         """What one show of each item costs, ``(n_items,)``."""
         return self.rows.coefficients.T @ prices
 
-    def totals(self, chosen: NDArray[np.int32]) -> tuple[float, NDArray[np.float64]]:
-        """Total gain of everybody's slates and their loads, added up from the slates alone."""
-        oracle, value = self.oracle, 0.0
-        counts = np.zeros((len(self.weights), self.rows.coefficients.shape[1]), np.int64)
-        for first in range(0, self.everyone, 1 << 16):
-            users = oracle.users[first : first + (1 << 16)]
-            at = oracle.offsets[users, None] + chosen[users]
-            value += float((oracle.gains[at].astype(np.float64) * self.weights).sum())
-            items = oracle.items[at] if len(self.weights) > 1 else oracle.items[at].reshape(-1, 1)
-            for place in range(len(self.weights)):
-                counts[place] += np.bincount(items[:, place], minlength=counts.shape[1])
-        return value, self.rows.loads(counts, self.weights)
-
-    def change(
-        self, users: NDArray[np.int64], slates: NDArray[np.int64]
-    ) -> tuple[float, NDArray[np.float64]]:
-        """What total gain and loads gain if these users have these slates (absolute rows) instead."""
-        oracle = self.oracle
-        old = oracle.offsets[users, None] + oracle.chosen[users]
-        gained = (
-            oracle.gains[slates].astype(np.float64) - oracle.gains[old].astype(np.float64)
-        ) * self.weights
-        shows = np.zeros(self.rows.coefficients.shape[1])
-        weights = np.broadcast_to(self.weights, old.shape)
-        np.add.at(shows, oracle.items[slates], weights)
-        np.add.at(shows, oracle.items[old], -weights)
-        return float(gained.sum()), self.rows.coefficients @ shows
-
-    def curvature(self, within: float, users: NDArray[np.int64] | None) -> sparse.csr_array:
-        """How fast loads fall as prices rise, ``(n_rows, n_rows)``, from exchanges at the last prices."""
-        users = self.oracle.users if users is None else users
+    def curvature(self, point: Point, within: float, every: int = 1) -> sparse.csr_array:
+        """How fast loads fall as prices rise, ``(n_rows, n_rows)``, from exchanges at these prices."""
+        sampled = -(-self.oracle.served // every)
         enough = max(500, int(_SAMPLE * min(1.0, self.oracle.spacing / within)))
-        users = users[:: max(1, -(-len(users) // enough))]
-        found = self.oracle.exchanges(within, users)
-        items, best = self.oracle.items, found.cheapest
+        every *= max(1, -(-sampled // enough))
+        found = self.oracle.exchanges(point.prices_of_items, within, every)
         n_items = self.rows.coefficients.shape[1]
-        pair = items[found.leaves[best]].astype(np.int64) * n_items + items[found.enters[best]]
-        pairs, times = np.unique(pair, return_counts=True)
+        leaves, enters = found.items[found.cheapest].T
+        pairs, times = np.unique(leaves * n_items + enters, return_counts=True)
         change = self.rows.coefficients[:, pairs % n_items] - self.rows.coefficients[:, pairs // n_items]
         # Half of them on either side of the kinks that these prices stand between. Weights of places are left
         # out: the radius makes up for what the model lacks.
-        weight = times * (0.5 * len(self.oracle.users) / (max(1, len(users)) * within))
+        users = max(1, -(-self.oracle.served // every))
+        weight = times * (0.5 * self.oracle.served / (users * within))
         return sparse.csr_array((change * weight) @ change.T)
 
 
@@ -133,7 +114,7 @@ def price_of_bounds(prices: NDArray[np.float64], rows: PopulationRows) -> NDArra
 def minimise(
     dual: Dual,
     prices: NDArray[np.float64],
-    users: NDArray[np.int64] | None = None,
+    every: int = 1,
     *,
     radius: float,
     tolerance: float,
@@ -142,8 +123,6 @@ def minimise(
 ) -> tuple[Point, float]:
     """Newton steps in a trust region, from some prices.
 
-    Without a sample, the oracle then holds everybody's slates at the point found.
-
     Steps end when the next promises little and loads are near their bounds, or nearer fails; when the bound
     is below 0, which proves that no slates keep to the rows; and, for a sample, when its loads are as near
     their bounds as those of a sample can tell.
@@ -151,7 +130,7 @@ def minimise(
     Args:
         dual: The function.
         prices: Where to start.
-        users: A sample, or None for all.
+        every: Ask each so-many-th user; 1 asks all.
         radius: How far the price of a show may move in the first step.
         tolerance: What counts as little, relative to the bound.
         near: How far loads may be from their bounds at the end, as a share of all shows. It is no promise.
@@ -161,13 +140,13 @@ def minimise(
         The best point, and how far the last step moved the prices of items apart.
     """
     rows = dual.rows
-    point = dual.at(np.clip(prices, *dual.limits), users)
+    point = dual.at(np.clip(prices, *dual.limits), every)
     fresh, reach, promised = True, radius, np.inf
     for _ in range(_STEPS if len(prices) else 0):
         if point.bound < 0.0 or perf_counter() > deadline:
             break
-        if users is not None:  # a load of a sample varies like a count
-            variance = dual.everyone / max(1, len(users)) * float((point.loads * rows.scale).sum())
+        if every > 1:  # a load of a sample varies like a count
+            variance = every * float((point.loads * rows.scale).sum())
             if float(np.square(_residual(point, rows)).sum()) < 0.1 * variance:
                 break
         size = max(abs(point.bound), 1e-9 * dual.shows * dual.oracle.spacing)
@@ -178,7 +157,7 @@ def minimise(
         if settled and promised <= 3.0 * tolerance * size:
             break  # the step before was small, and the next is smaller still
         if fresh:
-            curvature = dual.curvature(reach, users)
+            curvature = dual.curvature(point, reach, every)
         step, product = _step(curvature, point, rows, dual.limits, radius)
         target = point.prices + step
         promised = float(
@@ -189,8 +168,7 @@ def minimise(
         )
         if promised <= tolerance * size and (settled or not fresh or promised <= 1e-10 * size):
             break
-        before = dual.oracle.state() if users is None else ()
-        trial = dual.at(target, users)
+        trial = dual.at(target, every)
         kept = (point.bound - trial.bound) / promised
         length = float(np.abs(step * rows.scale).max())
         if kept < 0.3:
@@ -203,8 +181,6 @@ def minimise(
         fresh = kept > 0.05
         if fresh:
             point = trial
-        elif users is None:
-            dual.oracle.restore(before)
     return point, reach
 
 

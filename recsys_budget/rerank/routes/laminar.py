@@ -8,6 +8,7 @@ too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -84,6 +85,11 @@ class LaminarTree:
     def k(self) -> int:
         """Items a slate."""
         return int(self.upper[0])
+
+    def equals(self, other: LaminarTree) -> bool:
+        """Whether another tree asks the same."""
+        names = ("leaf_of_item", "parent", "lower", "upper")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     @cached_property
     def reserved(self) -> NDArray[np.int64]:
@@ -208,19 +214,22 @@ def bound_prices(
         return solve_laminar(offsets, gains, items, quotas, fixed=fixed, discount=discount, threads=threads)
 
     base = solve(tree)
-    had, n_nodes = base.feasible, len(tree.parent)
-    prices = np.zeros((2, n_nodes))
-    for v in range(1, n_nodes) if had.any() else ():
-        step = (np.arange(n_nodes) == v).astype(np.int64)
-        looser = {}
-        if tree.lower[v] > 0:
-            looser[0] = replace(tree, lower=tree.lower - step)
-        if tree.upper[v] < tree.upper[tree.parent[v]]:
-            looser[1] = replace(tree, upper=tree.upper + step)
-        for side, quotas in looser.items():
-            gained = solve(quotas).objective[had] - base.objective[had]
-            prices[side, v] = max(0.0, float(gained.mean()))  # two sums may round apart
+    had = base.feasible
+    prices = np.zeros((2, len(tree.parent)))
+    for side, v, quotas in looser(tree) if had.any() else ():
+        gained = solve(quotas).objective[had] - base.objective[had]
+        prices[side, v] = max(0.0, float(gained.mean()))  # two sums may round apart
     return prices[0], prices[1]
+
+
+def looser(tree: LaminarTree) -> Iterator[tuple[int, int, LaminarTree]]:
+    """Each bound that a slate can feel, as side (0 for lower) and node, and the quotas with it one looser."""
+    for v in range(1, len(tree.parent)):
+        step = (np.arange(len(tree.parent)) == v).astype(np.int64)
+        if tree.lower[v] > 0:
+            yield 0, v, replace(tree, lower=tree.lower - step)
+        if tree.upper[v] < tree.upper[tree.parent[v]]:
+            yield 1, v, replace(tree, upper=tree.upper + step)
 
 
 def _greedy_compiled(

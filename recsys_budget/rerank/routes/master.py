@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.rerank.routes.oracle import Exchanges, Oracle
+from recsys_budget.rerank.routes.answers import BestSlates, Exchanges, row_of
+from recsys_budget.rerank.routes.dual import Point
+from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.rows import ROUNDING, PopulationRows
 
 _NODES = 2_000  # most branches where the linear program's answer is not whole
@@ -28,14 +30,19 @@ class Choice:
     """What a restricted program chose.
 
     Attributes:
-        users: int64 ``(n,)``, the users whose slates were free to change.
-        slates: int64 ``(n, k)``, their slates now, absolute rows in the order of a slate.
+        users: int64 ``(n,)``, numbers of the users whose slates were free to change.
+        slates: int32 ``(n, k)``, their slates now: rows relative to the user's first, in the order of a
+            slate.
         prices: float64 ``(n_rows,)``, duals of the rows in the linear program: near-best prices.
+        gained: What total gain has gained.
+        added: float64 ``(n_rows,)``, what loads have gained.
     """
 
     users: NDArray[np.int64]
-    slates: NDArray[np.int64]
+    slates: NDArray[np.int32]
     prices: NDArray[np.float64]
+    gained: float
+    added: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +66,18 @@ class Limits:
 
 
 def choose(
-    oracle: Oracle, rows: PopulationRows, loads: NDArray[np.float64], free: Exchanges, limits: Limits
+    oracle: BestSlates,
+    rows: PopulationRows,
+    point: Point,
+    free: Exchanges,
+    limits: Limits,
 ) -> Choice | None:
-    """The best slates that differ from the oracle's by these exchanges.
+    """The best slates that differ from the best ones at some prices by these exchanges.
 
     Args:
-        oracle: Holds the slates.
+        oracle: Knows the slates.
         rows: The rules.
-        loads: What the slates add up to.
+        point: The prices, and what the slates add up to.
         free: The exchanges.
         limits: How to solve.
 
@@ -76,21 +87,23 @@ def choose(
     """
     at, first = np.unique(np.concatenate([free.leaves, free.enters]), return_index=True)
     user = np.concatenate([free.user, free.user])[first]
+    items, gains = free.items.T.ravel()[first], free.gains.T.ravel()[first]
     inside = np.zeros(len(at), np.bool_)
     inside[np.searchsorted(at, free.leaves)] = True
-    own = quotas(oracle, at, user, inside)
-    load = rows.coefficients[:, oracle.items[at]]
-    gains = oracle.gains[at].astype(np.float64)
-    found = solve(gains, user, own, load, loads - load @ inside, rows, limits)
+    users, owner = np.unique(user, return_inverse=True)
+    now = oracle.slates(point.prices_of_items, users)
+    own = quotas(oracle.tree, now.items, items, owner, inside)
+    load = rows.coefficients[:, items]
+    found = solve(gains, user, own, load, point.loads - load @ inside, rows, limits)
     if found is None:
         return None
     taken, prices = found
-    users, owner = np.unique(user, return_inverse=True)
-    slates = oracle.offsets[users, None] + oracle.chosen[users]
-    kept = ~np.isin(slates, at)
-    members = np.concatenate([slates[kept], at[taken]])
+    kept = ~np.isin(now.keys, at)
+    members = np.concatenate([now.keys[kept], at[taken]])
     order = np.lexsort((members, np.concatenate([np.nonzero(kept)[0], owner[taken]])))
-    return Choice(users, members[order].reshape(slates.shape), prices)
+    change = taken.astype(np.float64) - inside
+    slates = row_of(members[order].reshape(now.keys.shape))
+    return Choice(users, slates, prices, float((gains * change).sum()), load @ change)
 
 
 def solve(
@@ -187,41 +200,43 @@ def _fractional(x: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def quotas(
-    oracle: Oracle, at: NDArray[np.int64], user: NDArray[np.int64], inside: NDArray[np.bool_]
+    tree: LaminarTree,
+    slates: NDArray[np.int64],
+    items: NDArray[np.int64],
+    owner: NDArray[np.intp],
+    inside: NDArray[np.bool_],
 ) -> tuple[sparse.csc_array, NDArray[np.float64], NDArray[np.float64]]:
     """Each user's quotas on variables, but for those that cannot be broken.
 
     Args:
-        oracle: Holds the slates.
-        at: ``(n,)``, the row that each variable takes.
-        user: ``(n,)``, its user.
-        inside: ``(n,)``, whether the oracle's slate takes it; what it takes besides stays.
+        tree: The quotas.
+        slates: ``(n_users, k)``, items of each slate.
+        items: ``(n,)``, the item that each variable takes.
+        owner: ``(n,)``, position of its user among the slates.
+        inside: ``(n,)``, whether the slate takes it; what it takes besides stays.
 
     Returns:
         A matrix with a column a variable, and the bounds.
     """
-    tree, items = oracle.tree, oracle.items
-    n_nodes = len(tree.parent)
-    who, owner = np.unique(user, return_inverse=True)
+    n_nodes, n_users = len(tree.parent), len(slates)
 
-    def count(owners: NDArray[np.intp], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        cells = owners[:, None] * (n_nodes + 1) + tree.paths[tree.leaf_of_item[items[rows]]]
-        tally = np.bincount(cells.ravel(), minlength=len(who) * (n_nodes + 1))
-        return tally.reshape(len(who), n_nodes + 1)[:, :n_nodes]
+    def count(owners: NDArray[np.intp], of_items: NDArray[np.int64]) -> NDArray[np.int64]:
+        cells = owners[:, None] * (n_nodes + 1) + tree.paths[tree.leaf_of_item[of_items]]
+        tally = np.bincount(cells.ravel(), minlength=n_users * (n_nodes + 1))
+        return tally.reshape(n_users, n_nodes + 1)[:, :n_nodes]
 
-    slates = oracle.offsets[who, None] + oracle.chosen[who]
-    k = slates.shape[1]
-    fixed = count(np.repeat(np.arange(len(who)), k), slates.ravel()) - count(owner[inside], at[inside])
-    free = count(owner, at)
+    everywhere = np.repeat(np.arange(n_users), slates.shape[1])
+    fixed = count(everywhere, slates.ravel()) - count(owner[inside], items[inside])
+    free = count(owner, items)
     low, high = tree.lower - fixed, tree.upper - fixed
     matters = (low > 0) | (high < free)
     number = np.cumsum(matters.ravel()).reshape(matters.shape) - 1
-    paths = tree.paths[tree.leaf_of_item[items[at]]]
+    paths = tree.paths[tree.leaf_of_item[items]]
     column, depth = np.nonzero(paths < n_nodes)
     node = paths[column, depth]
     kept = matters[owner[column], node]
     matrix = sparse.csc_array(
         (np.ones(kept.sum()), (number[owner[column], node][kept], column[kept])),
-        shape=(int(matters.sum()), len(at)),
+        shape=(int(matters.sum()), len(items)),
     )
     return matrix, low[matters].astype(np.float64), high[matters].astype(np.float64)
