@@ -61,6 +61,7 @@ from .privacy import Use as Use
 from .privacy import plan_budget as plan_budget
 from .rerank import Conflict as Conflict
 from .rerank import Coverage as Coverage
+from .rerank import DistributedSlates as DistributedSlates
 from .rerank import Diversity as Diversity
 from .rerank import Engagement as Engagement
 from .rerank import EngagementDiversity as EngagementDiversity
@@ -68,11 +69,13 @@ from .rerank import HistoryMatch as HistoryMatch
 from .rerank import Novelty as Novelty
 from .rerank import ObjectiveFloor as ObjectiveFloor
 from .rerank import ParityReranker as ParityReranker
+from .rerank import Prepared as Prepared
 from .rerank import PrivateCertificate as PrivateCertificate
 from .rerank import PrivateReranker as PrivateReranker
 from .rerank import PrivateSlates as PrivateSlates
 from .rerank import Reranker as Reranker
 from .rerank import Scores as Scores
+from .rerank import rerank_distributed as rerank_distributed
 from .rerank import rerank_part as rerank_part
 from .rerank import rerank_parts as rerank_parts
 from .rerank import top_k as top_k
