@@ -47,6 +47,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!recsys_budget\.).*"),
     ("py:class", r"recsys_budget\..*\._\w+"),
+    ("py:class", r"recsys_budget\..*\._\w+\.\w+"),
+    ("py:class", r"recsys_budget\.audit\.one_run\.Model"),
     ("py:class", r"recsys_budget\.rerank\.(reranker\.CandidateSource|objective\.WeightedSum)"),
 ]
 napoleon_google_docstring = True

@@ -91,7 +91,7 @@ class PrivateAutoencoder(Recommender):
     1. Noisy item counts, which start the output bias at log popularity. Each user adds a vector of Euclidean
        norm at most 1 (the row divided by its norm), so that is the sensitivity.
     2. With ``start="gram"``, a noisy Gram matrix of the items that the counts put first, of sensitivity 1.
-       What stands out from its noise is where both layers start (:mod:`~recsys_budget.models.warm_start`).
+       What stands out from its noise is where both layers start (``models/warm_start.py``).
        Where nothing does, they start at random.
     3. DP-SGD on the multinomial loss of Liang et al. (2018), a user's row being both input and target. Each
        sampled user's gradient is clipped; steps stop before the one that would pass the cap.
@@ -99,12 +99,10 @@ class PrivateAutoencoder(Recommender):
     All constructor arguments are public constants: choose them without looking at the private data. What is
     None is set by one rule for all data:
 
-    | | ``start=None`` | ``start="gram"`` |
-    |---|---|---|
-    | ``n_factors`` | 32 | 64 at most; as many as stand out |
-    | ``steps``, ``sample_rate`` | 300, 0.1 | 30, 0.5 |
-    | ``max_grad_norm``, ``learning_rate`` | 0.3, 0.01 | 0.1, 0.01 |
-    | ``negatives`` | all items up to 16,384, else 4,096 | the same |
+    * ``n_factors``: 32; from a Gram matrix as many as stand out, 64 at most.
+    * ``steps`` and ``sample_rate``: 300 and 0.1; from a Gram matrix 30 and 0.5.
+    * ``max_grad_norm`` and ``learning_rate``: 0.3 and 0.01; from a Gram matrix 0.1 and 0.01.
+    * ``negatives``: all items up to 16,384 of them, and 4,096 of more.
 
     Args:
         declared_users: About how many users there are, as publicly known. It scales the gradient average and

@@ -68,7 +68,7 @@ def releases(mechanism: Mechanism) -> int:
 
 
 def _check_noise(noise_multiplier: float) -> None:
-    if not LEAST_NOISE <= noise_multiplier <= MOST_NOISE:
+    if not LEAST_NOISE <= float(noise_multiplier) <= MOST_NOISE:
         raise SpecificationError(
             f"noise_multiplier is {noise_multiplier}; it must lie between {LEAST_NOISE}, below which one "
             f"release alone costs an epsilon of hundreds, and {MOST_NOISE:g}"
