@@ -80,6 +80,13 @@ def test_the_most_noise_is_accounted():
         PrivacyLedger(BUDGET).reserve([mechanism], purpose="nearly free")
 
 
+def test_a_tiny_budget_has_an_order_of_its_own():
+    tiny = PrivacyBudget(1e-9, 1e-12)
+    assert filter_order(tiny) > 1e9
+    ledger = PrivacyLedger(tiny)
+    assert ledger.spent == 0.0
+
+
 def test_one_gaussian_release_is_exact():
     # The closed form for sigma 1 and delta 1e-5 is 4.3772.
     assert epsilon([GaussianMechanism(1.0)], 1e-5) == pytest.approx(4.3772, abs=2e-4)

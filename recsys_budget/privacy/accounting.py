@@ -52,6 +52,10 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     return _epsilon(tuple(mechanisms), delta) if mechanisms else 0.0
 
 
+# Whole orders that are compared, at most.
+_ORDERS = 1_000_000
+
+
 def filter_order(budget: PrivacyBudget) -> int:
     """The Renyi order at which a filter for this budget counts: a function of the budget alone.
 
@@ -60,7 +64,10 @@ def filter_order(budget: PrivacyBudget) -> int:
     training with little noise is much cheaper at lower orders, and hardly ever at higher ones.
     """
     usual = 1 + 2 * math.log(1 / budget.delta) / budget.epsilon
-    orders = np.arange(2, max(8, math.ceil(4 * usual)) + 1)
+    highest = max(8, math.ceil(4 * usual))
+    orders = np.arange(2, min(highest, _ORDERS) + 1)
+    if highest > _ORDERS:  # a tiny epsilon: as many orders, spread out
+        orders = np.unique(np.geomspace(2, highest, _ORDERS).astype(np.int64))
     room = (budget.epsilon - _conversion(orders, budget.delta)) / orders
     return int(orders[np.argmax(room >= room.max() / 1.05 if room.max() > 0 else room)])
 
