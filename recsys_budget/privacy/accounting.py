@@ -67,7 +67,7 @@ def filter_order(budget: PrivacyBudget) -> int:
     highest = max(8, math.ceil(4 * usual))
     orders = np.arange(2, min(highest, _ORDERS) + 1)
     if highest > _ORDERS:  # a tiny epsilon: as many orders, spread out
-        orders = np.unique(np.geomspace(2, highest, _ORDERS).astype(np.int64))
+        orders = np.unique(np.geomspace(2.0, float(highest), _ORDERS).astype(np.int64))
     room = (budget.epsilon - _conversion(orders, budget.delta)) / orders
     return int(orders[np.argmax(room >= room.max() / 1.05 if room.max() > 0 else room)])
 
