@@ -53,7 +53,7 @@ def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
 
 
 # Whole orders that are compared, at most.
-_ORDERS = 1_000_000
+_MOST_ORDERS = 1_000_000
 
 
 def filter_order(budget: PrivacyBudget) -> int:
@@ -65,9 +65,9 @@ def filter_order(budget: PrivacyBudget) -> int:
     """
     usual = 1 + 2 * math.log(1 / budget.delta) / budget.epsilon
     highest = max(8, math.ceil(4 * usual))
-    orders = np.arange(2, min(highest, _ORDERS) + 1)
-    if highest > _ORDERS:  # a tiny epsilon: as many orders, spread out
-        orders = np.unique(np.geomspace(2.0, float(highest), _ORDERS).astype(np.int64))
+    orders = np.arange(2, min(highest, _MOST_ORDERS) + 1)
+    if highest > _MOST_ORDERS:  # a tiny epsilon: as many orders, spread out
+        orders = np.unique(np.geomspace(2.0, float(highest), _MOST_ORDERS).astype(np.int64))
     room = (budget.epsilon - _conversion(orders, budget.delta)) / orders
     return int(orders[np.argmax(room >= room.max() / 1.05 if room.max() > 0 else room)])
 
