@@ -174,18 +174,23 @@ def private(noise: Any) -> Callable[[sparse.csr_array], None]:
     return lambda batch: step(batch, loss)
 
 
-def ghost() -> Callable[[sparse.csr_array], None]:
-    made = module()
-    wrapped = GradSampleModuleFastGradientClipping(
-        made, loss_reduction="sum", max_grad_norm=CLIP, use_ghost_clipping=True
-    )
-    optimizer = DPOptimizerFastGradientClipping(
+def noisy(kind: type[DPOptimizer], made: nn.Module) -> Any:
+    """One of Opacus's optimizers, with its own noise."""
+    return kind(
         adam(made),
         noise_multiplier=SIGMA,
         max_grad_norm=CLIP,
         expected_batch_size=EXPECTED,
         loss_reduction="mean",
     )
+
+
+def ghost() -> Callable[[sparse.csr_array], None]:
+    made = module()
+    wrapped = GradSampleModuleFastGradientClipping(
+        made, loss_reduction="sum", max_grad_norm=CLIP, use_ghost_clipping=True
+    )
+    optimizer = noisy(DPOptimizerFastGradientClipping, made)
 
     def step(batch: sparse.csr_array) -> None:
         rows = dense(batch)
@@ -205,13 +210,7 @@ def ghost() -> Callable[[sparse.csr_array], None]:
 def per_user(**how: Any) -> Callable[[sparse.csr_array], None]:
     made = module()
     wrapped = GradSampleModule(made, loss_reduction="sum", **how)
-    optimizer = DPOptimizer(
-        adam(made),
-        noise_multiplier=SIGMA,
-        max_grad_norm=CLIP,
-        expected_batch_size=EXPECTED,
-        loss_reduction="mean",
-    )
+    optimizer = noisy(DPOptimizer, made)
 
     def step(batch: sparse.csr_array) -> None:
         rows = dense(batch)

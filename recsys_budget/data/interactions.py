@@ -198,6 +198,14 @@ class Interactions:
             columns["timestamp"] = self.timestamps
         return pd.DataFrame(columns)
 
+    def require_accounted(self) -> None:
+        """Raise SpecificationError if unaccounted reads have shaped this table: no budget covers those."""
+        if self.unaccounted:
+            raise SpecificationError(
+                "this table was shaped by reads of private data that no budget paid for: "
+                f"{'; '.join(self.unaccounted)}. Declare a public catalogue instead"
+            )
+
     def where(self, keep: NDArray[np.bool_], *, unaccounted: str | None = None) -> Interactions:
         """The interactions where ``keep`` is true; every user stays, if need be with an empty row.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from recsys_budget.data import Interactions
-from recsys_budget.errors import SpecificationError
+from recsys_budget.models._constants import require_whole
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
     GaussianMechanism,
@@ -50,7 +50,7 @@ class StatisticsModel(Recommender):
 
     def _check(self, n_items: int) -> None:
         """Refuse constants out of range."""
-        whole_numbers(self, "declared_users")
+        require_whole("declared_users", self.declared_users)
 
     def fit(self, interactions: Interactions, *, ledger: PrivacyLedger) -> Self:
         """Reserve all releases at once, make them, and learn from what was released.
@@ -103,11 +103,3 @@ class StatisticsModel(Recommender):
 
         shares = self._shares(self.declared_users / least((1.0,)))
         return schedule(least(shares), shares)
-
-
-def whole_numbers(model: Any, *names: str) -> None:
-    """Refuse constructor arguments that are no whole numbers of at least 1."""
-    for name in names:
-        value = getattr(model, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")

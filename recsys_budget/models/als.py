@@ -12,6 +12,7 @@ from scipy import sparse
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import SpecificationError
 from recsys_budget.models._alternation import Alternation, EqualPairs, WeightedPairs, unit_rows, users_sum
+from recsys_budget.models._constants import require_seed, require_whole
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
     GaussianMechanism,
@@ -198,19 +199,14 @@ class PrivateALS(Recommender):
         return self
 
     def _check(self, interactions: Interactions) -> None:
-        if interactions.unaccounted:
-            raise SpecificationError(
-                "this table was shaped by reads of private data that no budget paid for: "
-                f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
-            )
+        interactions.require_accounted()
         if not interactions.n_items:
             raise SpecificationError("the catalogue has no items; there is nothing to factorise")
         for name in ("declared_users", "sweeps", "n_factors", "head_items"):
             value = getattr(self, name)
             if value is None and name in ("n_factors", "head_items"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            require_whole(name, value)
         for name, least, most, closed in (
             ("counts_share", 0.0, 1.0, False),
             ("count_exponent", 0.0, 1.0, True),
@@ -225,9 +221,7 @@ class PrivateALS(Recommender):
                 raise SpecificationError(f"{name} is {value!r}; it must lie {where} {least:g} and {most:g}")
         if not isinstance(self.use_catalogue, bool):
             raise SpecificationError(f"use_catalogue is {self.use_catalogue!r}; it must be True or False")
-        seed = self.insecure_seed
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-            raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
+        require_seed(self.insecure_seed)
 
     def _plan(self, ledger: PrivacyLedger) -> tuple[GaussianMechanism, ...]:
         """The schedule: a function of public constants and of what the ledger has left."""

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from recsys_budget._extras import extra
 from recsys_budget.data import Interactions
 from recsys_budget.errors import CheckpointError, SpecificationError
+from recsys_budget.models._constants import fitting, require_seed, require_whole
 from recsys_budget.models.base import Recommender
 from recsys_budget.models.warm_start import (
     head_of,
@@ -328,16 +329,11 @@ class PrivateAutoencoder(Recommender):
         return module
 
     def _check(self, interactions: Interactions) -> None:
-        if interactions.unaccounted:
-            raise SpecificationError(
-                "this table was shaped by reads of private data that no budget paid for: "
-                f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
-            )
+        interactions.require_accounted()
         rule = self._rule(interactions.n_items)
         for name in ("declared_users", "n_factors", "steps", "checkpoint_every"):
             value = rule.get(name, getattr(self, name))
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            require_whole(name, value)
         for name, most in (("max_grad_norm", 1e6), ("learning_rate", 1e6), ("counts_share", 1.0)):
             value = rule.get(name, getattr(self, name))
             if not (isinstance(value, int | float) and 0 < value < most):
@@ -353,9 +349,7 @@ class PrivateAutoencoder(Recommender):
         path = self.epsilons
         if not isinstance(path, Sequence) or not all(isinstance(e, int | float) and e > 0 for e in path):
             raise SpecificationError(f"epsilons are {path!r}; give a sequence of positive numbers, or ()")
-        seed = self.insecure_seed
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-            raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
+        require_seed(self.insecure_seed)
 
     def _check_checkpoint(self, ledger: PrivacyLedger, resume: bool) -> None:
         if self.checkpoint is None:
@@ -410,13 +404,7 @@ class PrivateAutoencoder(Recommender):
         def schedule(noise_multiplier: float, steps: int) -> tuple[Mechanism, ...]:
             return counts, SampledGaussianMechanism(noise_multiplier, rate, steps)
 
-        noise_multiplier = self.noise_multiplier
-        if noise_multiplier is None:
-            noise_multiplier = min(smallest_noise(lambda s: schedule(s, steps), ledger.fits), 1e4)
-        else:
-            steps = max(1, largest_steps(lambda n: schedule(noise_multiplier, n), ledger.fits, steps))
-        # Where nothing fits, the ledger refuses this schedule, and says so with its own figures.
-        return schedule(noise_multiplier, steps)
+        return fitting(schedule, ledger, self.noise_multiplier, steps)
 
     def _marks(
         self, first: Sequence[Mechanism], training: SampledGaussianMechanism, delta: float

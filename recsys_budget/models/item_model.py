@@ -11,9 +11,10 @@ from scipy import sparse
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import SpecificationError
+from recsys_budget.models._constants import require_whole
 from recsys_budget.models._denoise import least_squares, leave_one_out, prior_weights, shrink
 from recsys_budget.models._relations import centred, relations
-from recsys_budget.models._statistics import StatisticsModel, whole_numbers
+from recsys_budget.models._statistics import StatisticsModel
 from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, PrivateQueries
 
 # Of the published rule, docs/choosing_a_model.md: derived by benchmarks/rule.py.
@@ -141,7 +142,9 @@ class PrivateItemModel(StatisticsModel):
     personalised_: bool
 
     def _check(self, n_items: int) -> None:
-        whole_numbers(self, "declared_users", *(() if self.head_items is None else ("head_items",)))
+        super()._check(n_items)
+        if self.head_items is not None:
+            require_whole("head_items", self.head_items)
         if self.method not in ("ease", "pca"):
             raise SpecificationError(f"method is {self.method!r}; use 'ease' or 'pca'")
         if self.head_items is not None and self.head_items > n_items:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recsys_budget._extras import extra
 from recsys_budget.data import Interactions
 from recsys_budget.errors import SpecificationError
+from recsys_budget.models._constants import fitting, require_seed, require_whole
 from recsys_budget.models.base import Recommender
 from recsys_budget.privacy import (
     PrivacyLedger,
@@ -20,8 +21,6 @@ from recsys_budget.privacy import (
     SampledGaussianMechanism,
     SeededNoise,
     SystemNoise,
-    largest_steps,
-    smallest_noise,
 )
 
 with extra("train"):
@@ -151,11 +150,7 @@ class PrivateTrainer(Recommender):
             LedgerError: The ledger cannot be trusted or written.
             NumericalError: Training diverged; what was run stays spent.
         """
-        if interactions.unaccounted:
-            raise SpecificationError(
-                "this table was shaped by reads of private data that no budget paid for: "
-                f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
-            )
+        interactions.require_accounted()
         self.check(interactions.n_items)
         ledger.register(interactions.users)
         mechanism = self._plan(ledger)
@@ -235,16 +230,12 @@ class PrivateTrainer(Recommender):
 
     def _check_constants(self) -> None:
         for name in ("declared_users", "steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SpecificationError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            require_whole(name, getattr(self, name))
         for name in ("max_grad_norm", "learning_rate"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 < value < 1e6):
                 raise SpecificationError(f"{name} is {value!r}; it must lie strictly between 0 and 1e6")
-        seed = self.insecure_seed
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-            raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
+        require_seed(self.insecure_seed)
 
     def _plan(self, ledger: PrivacyLedger) -> SampledGaussianMechanism:
         """The schedule: a function of public constants and of what the ledger has left."""
@@ -252,13 +243,8 @@ class PrivateTrainer(Recommender):
         def schedule(noise_multiplier: float, steps: int) -> tuple[SampledGaussianMechanism]:
             return (SampledGaussianMechanism(noise_multiplier, self.sample_rate, steps),)
 
-        noise_multiplier, steps = self.noise_multiplier, self.steps
-        if noise_multiplier is None:
-            noise_multiplier = min(smallest_noise(lambda s: schedule(s, steps), ledger.fits), 1e4)
-        else:
-            steps = max(1, largest_steps(lambda n: schedule(noise_multiplier, n), ledger.fits, steps))
-        # Where nothing fits, the ledger refuses this schedule, and says so with its own figures.
-        return schedule(noise_multiplier, steps)[0]
+        (mechanism,) = fitting(schedule, ledger, self.noise_multiplier, self.steps)
+        return cast(SampledGaussianMechanism, mechanism)
 
 
 def _description(module: nn.Module) -> dict[str, Any]:

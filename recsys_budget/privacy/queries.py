@@ -85,11 +85,7 @@ class PrivateQueries:
         *,
         insecure_seed: int | None = None,
     ) -> None:
-        if interactions.unaccounted:
-            raise SpecificationError(
-                "this table was shaped by reads of private data that no budget paid for: "
-                f"{'; '.join(interactions.unaccounted)}. Declare a public catalogue instead"
-            )
+        interactions.require_accounted()
         if insecure_seed is not None and not (isinstance(insecure_seed, int) and insecure_seed >= 0):
             raise SpecificationError(
                 f"insecure_seed is {insecure_seed!r}; give a whole number from 0, or None"

@@ -21,7 +21,6 @@ from recsys_budget.constraints import (
     StockMaximum,
 )
 from recsys_budget.constraints.base import hard_part, require_count, require_number
-from recsys_budget.constraints.policy import require_unique_names
 from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import NumericalError, SpecificationError, UnprovenBoundsError
 from recsys_budget.privacy import (
@@ -41,6 +40,7 @@ from recsys_budget.rerank.loads import Loads, without_candidates
 from recsys_budget.rerank.objective import EngagementDiversity, Objective
 from recsys_budget.rerank.prices import ROUNDED_DOWN, DualAscent, Release, drawing_errors
 from recsys_budget.rerank.proof import Proof
+from recsys_budget.rerank.question import require_question
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.oracle import Oracle
 from recsys_budget.rerank.structure import Gains, Quotas
@@ -130,14 +130,8 @@ class PrivateReranker:
     insecure_seed: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise SpecificationError(
-                f"objective={self.objective!r} is no objective; see recsys_budget.rerank"
-            )
         object.__setattr__(self, "constraints", tuple(self.constraints))
-        require_unique_names(self._rules)
-        if sum(isinstance(rule, SlateSize) for rule in self._rules) != 1:
-            raise SpecificationError("constraints must hold exactly one SlateSize, and a hard one")
+        require_question(self.objective, self._rules)
         if all(rule.scope == "user" for rule in self._rules):
             raise SpecificationError(
                 "no constraint is about all slates: take Reranker, whose slates then cost no privacy at all"

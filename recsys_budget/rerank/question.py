@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_budget.constraints import Constraint, Population
+from recsys_budget.constraints import Constraint, Population, SlateSize
+from recsys_budget.constraints.policy import require_unique_names
+from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.memory import Memory
 from recsys_budget.rerank.objective import Objective
 
@@ -81,3 +83,13 @@ class Outcome:
     version: str
     stopped: bool = False
     conflict: tuple[str, ...] = field(default=())
+
+
+def require_question(objective: object, rules: Sequence[Constraint]) -> None:
+    """Raise SpecificationError unless there is an objective, one hard ``SlateSize``, and no name twice."""
+    if not isinstance(objective, Objective):
+        raise SpecificationError(f"objective={objective!r} is no objective; see recsys_budget.rerank")
+    require_unique_names(rules)
+    sizes = sum(isinstance(rule, SlateSize) for rule in rules)
+    if sizes != 1:
+        raise SpecificationError(f"constraints must hold exactly one SlateSize, not {sizes}, and a hard one")

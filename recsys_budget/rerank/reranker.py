@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from recsys_budget.constraints import Constraint, Policy, Population, SlateSize
-from recsys_budget.constraints.policy import require_unique_names
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import display, problem
@@ -23,7 +22,7 @@ from recsys_budget.rerank.infeasibility import find_conflict
 from recsys_budget.rerank.memory import Memory
 from recsys_budget.rerank.objective import EngagementDiversity, Objective
 from recsys_budget.rerank.prepared import Prepared
-from recsys_budget.rerank.question import Outcome, Question
+from recsys_budget.rerank.question import Outcome, Question, require_question
 from recsys_budget.rerank.verification import certify, count_violations, figures
 
 
@@ -108,17 +107,8 @@ class Reranker:
     route: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise SpecificationError(
-                f"objective={self.objective!r} is no objective; see recsys_budget.rerank"
-            )
         object.__setattr__(self, "constraints", tuple(self.constraints))
-        require_unique_names(self._rules)
-        sizes = sum(isinstance(c, SlateSize) for c in self._rules)
-        if sizes != 1:
-            raise SpecificationError(
-                f"constraints must hold exactly one SlateSize, not {sizes}, and a hard one"
-            )
+        require_question(self.objective, self._rules)
         if self.solver is not None:
             problem.require_solver(self.solver)
         if not 0.0 < self.gap < 1.0:
