@@ -637,7 +637,7 @@ def test_repeatable_noise_repeats_and_is_called_not_private():
 
 
 def test_noise_of_the_system_does_not_repeat_and_is_private():
-    runs = [private(insecure_seed=None).rerank(people(400), CATALOGUE, ledger=ledger()) for _ in range(2)]
+    runs = [private(insecure_seed=None).rerank(people(4000), CATALOGUE, ledger=ledger()) for _ in range(2)]
     assert runs[0].certificate.objective != runs[1].certificate.objective
     assert runs[0].certificate.privacy == "population_private"
     assert "not private" not in repr(runs[0])
