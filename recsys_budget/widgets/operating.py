@@ -324,7 +324,11 @@ class Operation:
     def _slates(self, before: pd.DataFrame) -> pd.DataFrame:
         if missing := [name for name in ("user", "item", "rank") if name not in before]:
             raise DataError(f"the slates in use have no column {missing[0]!r}")
-        slates = before.astype({"user": str, "item": str}).sort_values(["user", "rank"], kind="stable")
+        slates = before.astype({"user": str, "item": str})
+        slates["rank"] = pd.to_numeric(slates["rank"], errors="coerce")  # files may hold it as text
+        if slates["rank"].isna().any():
+            raise DataError("a rank of the slates in use is no number", column="rank")
+        slates = slates.sort_values(["user", "rank"], kind="stable")
         if (unknown := self.catalogue.positions(slates["item"]) < 0).any():
             raise DataError(f"item {slates['item'][unknown].iloc[0]!r} in use is not in the catalogue")
         return slates
