@@ -147,7 +147,8 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
                 continue
             number = start.numbers[rule.name]
             whole = float(number).is_integer() and not isinstance(number, float)
-            most = max(k if rule.scope == "user" and whole else 0, 2 * number, 1)
+            swept = [p.value for f in self._operation.frontiers if f.swept == rule.name for p in f.points]
+            most = max(k if rule.scope == "user" and whole else 0, 2 * number, *swept, 1)
             kind = widgets.IntSlider if whole else widgets.FloatSlider
             self._controls[rule.name] = kind(
                 value=number,
