@@ -292,7 +292,7 @@ class Operation:
         """
         everybody = self._population(result.choice.epsilon)
         one = everybody.of(everybody.find(user))
-        at = pd.Index(one.items).get_indexer(self.catalogue.positions(self._slate(result, user)))
+        at = _rows_of(pd.Index(one.items), pd.Index(self.catalogue.positions(self._slate(result, user))))
         room = {
             rule.name: _room(rule, one, at, np.arange(len(at)))
             for rule in result.rules
@@ -360,6 +360,10 @@ def _native(candidates: Any) -> Any:
     if isinstance(candidates, Scores):
         return candidates
     return nw.from_native(candidates, eager_only=True).to_pandas()
+
+
+def _rows_of(known: pd.Index[Any], asked: pd.Index[Any]) -> NDArray[np.intp]:
+    return np.asarray(known.get_indexer(asked), np.intp)
 
 
 def _room(rule: Constraint, candidates: Any, at: NDArray[np.intp], places: NDArray[np.integer]) -> float:
