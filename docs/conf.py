@@ -123,10 +123,10 @@ def public_names() -> str:
 
 def command_line() -> str:
     """The page with the help of every command, as the program prints it."""
-    commands = ["", "demo", "rerank", "doctor", "data list", "data fetch", "data generate"]
+    commands = ["", "demo", "rerank", "dashboard", "doctor", "data list", "data fetch", "data generate"]
     body = [
-        "# Command line\n\nEvery command exits with 0 when done, with 1 when something was refused, and "
-        "with 2 after wrong usage.\n"
+        "# Command line\n\nEvery command exits with 0 when done, with 1 when something was refused, with 2 "
+        "after wrong usage, and with 3 when no slates satisfy the rules.\n"
     ]
     for command in commands:
         printed = io.StringIO()
