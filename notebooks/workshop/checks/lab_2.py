@@ -102,7 +102,7 @@ def shortfall(answer: Callable[[Mapping[str, list[str]], set[str], int], Any]) -
     cases: list[tuple[dict[str, list[str]], int, int]] = [
         ({"x": ["d1", "a"], "y": ["a", "b"]}, 1, 1),
         ({"x": ["d1", "d2", "d3"], "y": ["d4", "d1", "a"]}, 1, 0),
-        ({"x": ["a", "b", "c"], "y": ["a", "d1", "d2"], "z": ["b", "a", "c"]}, 2, 2),
+        ({"x": ["a", "b", "c"], "y": ["a", "d1", "d2"], "z": ["d3", "d4", "c"]}, 2, 2),
         ({"x": ["d1", "d2", "a"], "y": ["d1", "a", "b"], "z": ["d2", "a", "b"]}, 2, 1),
     ]
     for slates, count, true in cases:
