@@ -455,6 +455,27 @@ def test_shadow_prices_are_what_loosening_a_quota_brings() -> None:
     assert "null" in weighted.to_json()
 
 
+def test_shadow_prices_with_diversity_are_what_loosening_a_quota_brings() -> None:
+    frame, catalogue = example(20, nested=True)
+    objective = EngagementDiversity(0.3)
+
+    def answer(*rules):
+        reranker = Reranker(objective, [RULES[0], *rules], gap=1e-9)
+        return reranker.rerank(frame, catalogue, progress=False).certificate
+
+    base = answer(*RULES[1:])
+    assert base.route == "diverse"
+    loosened = {
+        RULES[1].name: answer(CategoryMinimum("A", 1), RULES[2]),
+        RULES[2].name: answer(RULES[1], CategoryMaximum("B", 2)),
+    }
+    for name, looser in loosened.items():
+        gained = (looser.objective - base.objective) / 0.7  # a price is in engagement
+        assert base.shadow_prices[name] == pytest.approx(gained, abs=1e-9)
+    assert base.shadow_prices[RULES[1].name] > 0.0
+    assert base.shadow_prices[RULES[0].name] == 0.0
+
+
 def test_soft_rules_are_measured_and_paid_for() -> None:
     frame, catalogue = example()
     wish = CategoryMinimum("E", 6)

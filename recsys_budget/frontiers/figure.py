@@ -43,6 +43,18 @@ def draw(frontier: Frontier, ax: Axes | None, selected: int | None) -> Axes:
     if len(rest):
         named = True
         ax.plot(rest[x], rest[y], "o", color=_FAINT, label="dominated", zorder=2)
+    if frontier.band is not None:
+        named = True
+        low, high = frontier.band
+        ax.fill_between(
+            points[x],
+            points[low],
+            points[high],
+            color=_LINE,
+            alpha=0.15,
+            linewidth=0,
+            label="lowest to highest run",
+        )
     if frontier.error is not None:
         ax.errorbar(points[x], points[y], points[frontier.error], fmt="none", ecolor=_FAINT, zorder=1)
     if frontier.label is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from recsys_budget import _html
 from recsys_budget._style import clip
+from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import SpecificationError
 from recsys_budget.frontiers.basis import Basis
+from recsys_budget.frontiers.figures import better
 from recsys_budget.rerank import Certificate, Conflict, Slates
+from recsys_budget.rerank.loosening import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +61,8 @@ class Frontier:
         x_better: Whether ``"more"`` or ``"less"`` of x is better.
         label: Column that names a point in the figure, or None.
         error: Column with the standard error of y, or None.
+        band: Columns with the y of the lowest and of the highest run, where there were several runs whose
+            mean is y; None otherwise.
         note: What a reader must know about the figures, shown with them.
         bound: Corners of a line that no slates can be above, with columns x and y; None where nothing is
             certified about it.
@@ -72,6 +77,7 @@ class Frontier:
     x_better: str
     label: str | None = None
     error: str | None = None
+    band: tuple[str, str] | None = None
     note: str = ""
     bound: pd.DataFrame | None = None
     points: tuple[Point, ...] = ()
@@ -81,6 +87,9 @@ class Frontier:
     def __post_init__(self) -> None:
         if self.x_better not in ("more", "less"):
             raise SpecificationError(f"x_better={self.x_better!r}; use 'more' or 'less'")
+        for column in (self.x, self.y, self.label, self.error, *(self.band or ())):
+            if column is not None and column not in self.frame:
+                raise SpecificationError(f"the frame has no column {column!r}")
         if self.points and len(self.points) != len(self.frame):
             raise SpecificationError(f"{len(self.points)} points for {len(self.frame)} rows; give one a row")
 
@@ -126,7 +135,8 @@ class Frontier:
         References:
             Satopaa, Albrecht, Irwin and Raghavan (2011), doi:10.1109/ICDCSW.2011.20.
         """
-        rows = np.flatnonzero(self.feasible() & ~self.dominated())
+        placed = self.frame[self.x].notna().to_numpy(np.bool_)
+        rows = np.flatnonzero(self.feasible() & placed & ~self.dominated())
         if not len(rows):
             raise SpecificationError("no point of this frontier has slates, so none is the knee")
         x = self.frame[self.x].to_numpy(np.float64)[rows] * (1 if self.x_better == "more" else -1)
@@ -135,6 +145,61 @@ class Frontier:
         above = (x - x.min()) / (wide or 1.0) + (y - y.min()) / (high or 1.0) - 1.0
         best = int(above.argmax())
         return int(rows[best] if len(rows) > 2 and above[best] > 1e-12 else rows[y.argmax()])
+
+    def against(self, x: str, y: str | None = None) -> Frontier:
+        """The same points on other axes: what else a choice changes, such as how providers fare.
+
+        The bound stays only where the axes do: nothing is certified about others.
+
+        Args:
+            x: Column of the frame for the horizontal axis: a figure of
+                :func:`~recsys_budget.frontiers.figures`, epsilon, or the number of the rule that was swept.
+            y: Column for the vertical axis, of which more must be better; None keeps the present one.
+
+        Returns:
+            A frontier with the same frame and points, each labelled with what was swept unless that is x.
+
+        Raises:
+            SpecificationError: There is no such column, or it is nothing of which more or less is better.
+
+        Examples:
+            >>> import pandas as pd
+            >>> frame = pd.DataFrame({"diversity": [0.6, 0.8], "engagement": [1.0, 0.9]})
+            >>> swept = Frontier(frame, "diversity", "engagement", "more")
+            >>> swept.against("engagement", "diversity")
+            Frontier(diversity against engagement, 2 points, 0 dominated)
+        """
+        y = self.y if y is None else y
+        if self._better(y) != "more":
+            raise SpecificationError(f"less of {y!r} is better; put it on the horizontal axis, as x")
+        x_better, swept = self._better(x), self.label or self.x
+        same = y == self.y
+        error = self.error if same else f"{y}_error"
+        return replace(
+            self,
+            x=x,
+            y=y,
+            x_better=x_better,
+            label=None if swept == x else swept,
+            error=error if error in self.frame else None,
+            band=self.band if same else None,
+            bound=self.bound if same and x == self.x else None,
+        )
+
+    def _better(self, column: str) -> str:
+        """Whether more or less of a column is better."""
+        found = {self.x: self.x_better, self.y: "more"}.get(column) or better(column)
+        if found is None and self.basis is not None and self.basis.reranker is not None:
+            # The number of the rule that was swept, where the axes are others by now.
+            rules = self.basis.reranker.constraints
+            moved = [number_of(hard_part(rule)) for rule in rules if rule.name == self.swept]
+            found = next((("more" if sign > 0 else "less") for name, sign in moved if name == column), None)
+        if found is None or column not in self.frame:
+            raise SpecificationError(
+                f"{column!r} is no axis of this frontier: it must be a column of its frame, "
+                f"{', '.join(map(repr, self.frame))}, of which more or less is better"
+            )
+        return found
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of the points with columns ``feasible`` and ``dominated``."""
@@ -190,7 +255,7 @@ class Frontier:
 
     def describe(self) -> str:
         """The figure in a sentence or two, for those who do not see it."""
-        there = self.frame[self.feasible()]
+        there = self.frame[self.feasible() & self.frame[self.x].notna().to_numpy(np.bool_)]
         if not len(there):
             return f"{len(self)} points, none with slates."
         ends = there.sort_values(self.x).iloc[[0, -1]]

@@ -8,17 +8,17 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, SpecificationError
 from recsys_budget.frontiers.basis import Basis
 from recsys_budget.frontiers.bound import steps_bound, weights_bound
+from recsys_budget.frontiers.figures import figures, provider_figures, standard_error
 from recsys_budget.frontiers.frontier import Frontier, Point
 from recsys_budget.metrics import ranking_metrics
 from recsys_budget.privacy import round_up
-from recsys_budget.rerank import Certificate, EngagementDiversity, Reranker
+from recsys_budget.rerank import EngagementDiversity, Reranker, Slates
 from recsys_budget.rerank.loosening import with_number
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
@@ -45,7 +45,9 @@ def frontier(
     * ``"epsilon"``: along the path that one private training run kept (its ``epsilons``), so the whole
       frontier costs what the run cost. Each point is the ``metric`` of the model's lists on held-out users,
       or of their slates where there is a re-ranker. It is **not private**: it reads those users' data without
-      spending.
+      spending. With repetitions of the training, each with noise of its own, it is the mean over runs, with
+      a band from the lowest run to the highest. The band is what was seen, and no interval of confidence.
+      Each run that reads the same people's data is paid for on its own, and together they cost the sum.
     * ``"diversity"``: the weight on diversity against engagement. The bounds of all points together bound
       every trade-off between the two, swept or not.
     * the name of a rule of the re-ranker: the number that says how much it asks. This is the
@@ -55,7 +57,7 @@ def frontier(
 
     Args:
         source: Scored candidates, as for :meth:`~recsys_budget.rerank.Reranker.rerank`; or a fitted
-            recommender.
+            recommender; or, for epsilon, a list or tuple of repetitions of one training.
         over: The catalogue that the candidates are from; or the histories of the users to serve, for a
             recommender.
         vary: What to sweep, as above.
@@ -69,11 +71,13 @@ def frontier(
         progress: Show a progress bar.
 
     Returns:
-        A frontier with a row a value, in the order given; engagement, diversity, objective, bound, gap and
-        largest violation are those of the certificates, and standard errors are over users.
+        A frontier with a row a value, in the order given. Its columns are those of
+        :func:`~recsys_budget.frontiers.figures`; lists without a re-ranker have those of providers alone.
+        Standard errors are over users. With several runs points and figures of slates are the first run's.
 
     Raises:
-        SpecificationError: There is no such thing to sweep, or something that it needs is missing.
+        SpecificationError: There is no such thing to sweep, or something that it needs is missing, or runs
+            differ in more than their noise.
         InfeasibleError: The rules leave some user without a slate at every value.
         DataError: As for ``Reranker.rerank``, like other errors.
 
@@ -100,9 +104,14 @@ def frontier(
         >>> list(swept.points[2].conflict)
         ['at least 2 Documentary']
     """
-    basis = Basis(source, over, reranker, history, n_candidates)
+    runs = tuple(source) if isinstance(source, list | tuple) else (source,)
+    if not runs or (len(runs) > 1 and vary != EPSILON):
+        raise SpecificationError(
+            f"these are {len(runs)} runs; give one, or, for 'epsilon' alone, repetitions of one training"
+        )
+    basis = Basis(runs[0], over, reranker, history, n_candidates)
     if vary == EPSILON:
-        return _over_epsilon(basis, values, held_out, metric, progress)
+        return _over_epsilon(basis, runs, values, held_out, metric, progress)
     if reranker is None:
         raise SpecificationError("give reranker=, whose rules hold at every point")
     if vary == DIVERSITY:
@@ -123,7 +132,9 @@ def _over_weights(basis: Basis, reranker: Reranker, weights: Iterable[float], pr
         Point(weight, prepared.rerank(objective=asked[weight], progress=False))
         for weight in _shown(weights, progress)
     ]
-    frame = pd.DataFrame([{"weight": point.value, **_figures(point.certificate)} for point in points])
+    frame = pd.DataFrame(
+        [{"weight": point.value, **figures(point.slates, basis.catalogue)} for point in points]
+    )
     # A penalty lowers the objective: with soft rules its bound bounds engagement and diversity no more.
     bound = None
     if all(rule.hard for rule in reranker.constraints):
@@ -180,7 +191,7 @@ def _over_numbers(
     if blocked is not None and all(point.conflict is not None for point in found.values()):
         raise blocked
     points = tuple(found[value] for value in values)
-    frame = pd.DataFrame([{field: point.value, **_figures(point.certificate)} for point in points])
+    frame = pd.DataFrame([{field: point.value, **figures(point.slates, basis.catalogue)} for point in points])
     if all(float(value).is_integer() for value in values):
         frame[field] = frame[field].astype(np.int64)
     there = frame["objective"].notna()
@@ -205,17 +216,14 @@ def _over_numbers(
 
 def _over_epsilon(
     basis: Basis,
+    runs: tuple[Any, ...],
     values: Iterable[float] | None,
     held_out: Interactions | None,
     metric: str,
     progress: bool,
 ) -> Frontier:
-    served, reranker, model = basis.over, basis.reranker, basis.source
-    path = model.epsilon_path() if hasattr(model, "epsilon_path") else ()
-    if not path:
-        raise SpecificationError(
-            "this model kept no path; fit it with epsilons=(...), each value within the cap"
-        )
+    served, reranker = basis.over, basis.reranker
+    path = _paths(runs)
     if not isinstance(served, Interactions) or held_out is None:
         raise SpecificationError(
             "accuracy along epsilon needs the histories of users to serve, and held_out=, what they "
@@ -223,42 +231,82 @@ def _over_epsilon(
         )
     if values is not None:
         # Of each value asked for, the point that spends most within it.
-        path = tuple(
-            max((p for p in path if p.epsilon <= value), key=lambda p: p.epsilon, default=path[0])
+        path = [
+            max((p for p in path if p[0].epsilon <= value), key=lambda p: p[0].epsilon, default=path[0])
             for value in values
-        )
-    depth = int(metric.partition("@")[2] or 0)
+        ]
+    depth = max(int(metric.partition("@")[2] or 0), 1)
     points, rows = [], []
-    for point in _shown(path, progress):
-        slates = None
-        if reranker is None:
-            lists = point.model.recommend(served, max(depth, 1))
-        else:
-            slates = basis.prepare(reranker, basis.candidates(point.model)).rerank(progress=False)
-            lists = slates.frame
-        measured = ranking_metrics(lists, held_out, (metric,))[metric].to_numpy(np.float64)
-        figures = {} if slates is None else _figures(slates.certificate)
+    for repeated in _shown(path, progress):
+        made: list[tuple[Slates | None, Any]] = []
+        for kept in repeated:
+            if reranker is None:
+                made.append((None, kept.model.recommend(served, depth)))
+            else:
+                slates = basis.prepare(reranker, basis.candidates(kept.model)).rerank(progress=False)
+                made.append((slates, slates.frame))
+        # Users by runs.
+        measured = pd.concat(
+            [ranking_metrics(lists, held_out, (metric,))[metric] for _, lists in made], axis=1
+        )
+        of_runs = measured.mean(axis=0)
+        first, lists = made[0]
         rows.append(
             {
-                "epsilon": round_up(point.epsilon),
-                "steps": point.steps,
-                metric: measured.mean(),
-                "standard_error": _standard_error(measured),
-                **figures,
+                "epsilon": round_up(repeated[0].epsilon),
+                "steps": repeated[0].steps,
+                metric: of_runs.mean(),
+                "standard_error": standard_error(measured.mean(axis=1).to_numpy(np.float64)),
+                **({} if len(runs) == 1 else {"low": of_runs.min(), "high": of_runs.max()}),
+                **(
+                    provider_figures(lists, basis.catalogue)
+                    if first is None
+                    else figures(first, basis.catalogue)
+                ),
             }
         )
-        points.append(Point(point.epsilon, slates, model=point.model))
+        points.append(Point(repeated[0].epsilon, first, model=repeated[0].model))
+    note = "One private run; accuracy measured on held-out users (not private)"
+    if len(runs) > 1:
+        note = (
+            f"{len(runs)} private runs with noise of their own: mean, lowest and highest; runs on the same "
+            "people's data are paid for one by one, and cost their sum. Accuracy measured on held-out users "
+            "(not private); slates and their figures are those of the first run"
+        )
     return Frontier(
         pd.DataFrame(rows),
         x="epsilon",
         y=metric,
         x_better="less",
         error="standard_error",
-        note="One private run; accuracy measured on held-out users (not private)",
+        band=None if len(runs) == 1 else ("low", "high"),
+        note=note,
         points=tuple(points),
         swept=EPSILON,
         basis=basis,
     )
+
+
+def _paths(runs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Point by point along epsilon, what each run kept there.
+
+    Raises:
+        SpecificationError: A run kept no path, or they are not of the same training.
+    """
+    paths = [model.epsilon_path() if hasattr(model, "epsilon_path") else () for model in runs]
+    if not paths or not all(paths):
+        raise SpecificationError(
+            "this model kept no path; fit it with epsilons=(...), each value within the cap"
+        )
+    asked = [[round_up(point.epsilon) for point in path] for path in paths]
+    for run, model in enumerate(runs):
+        if asked[run] != asked[0] or type(model) is not type(runs[0]):
+            raise SpecificationError(
+                f"run {run + 1} is a {type(model).__name__} at epsilon {asked[run]}, the first a "
+                f"{type(runs[0]).__name__} at {asked[0]}; give repetitions of one training, that differ in "
+                "their noise alone"
+            )
+    return list(zip(*paths, strict=True))
 
 
 def _values(values: Iterable[float]) -> list[float]:
@@ -275,19 +323,3 @@ def _values(values: Iterable[float]) -> list[float]:
 
 def _shown(values: Collection[Any], progress: bool) -> Iterable[Any]:
     return cast("Iterable[Any]", tqdm(values, desc="frontier", disable=not progress))
-
-
-def _figures(certificate: Certificate | None) -> dict[str, float]:
-    names = ("engagement", "diversity", "objective", "bound", "gap", "largest_violation")
-    errors = ("engagement", "diversity", "objective")
-    if certificate is None:
-        return dict.fromkeys((*names, *(f"{name}_error" for name in errors)), math.nan)
-    figures = {name: float(getattr(certificate, name)) for name in names}
-    for name in errors:
-        figures[f"{name}_error"] = _standard_error(certificate.per_user[name].to_numpy(np.float64))
-    return figures
-
-
-def _standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean over users; NaN of one."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

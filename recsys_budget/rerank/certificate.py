@@ -38,8 +38,8 @@ class Certificate:
         shadow_prices: For each constraint by name, what engagement would gain if each of its bounds were
             looser by one unit: the mean over users as a share of their best for a constraint about one slate,
             the sum over users for one about all slates. From the linear relaxation, or, for nested quotas,
-            from exact optima over at most a thousand users. None where the objective has no engagement to
-            measure it by.
+            from exact optima over at most a thousand users; with diversity, from slates within the gap of at
+            most a hundred. None where the objective has no engagement to measure it by.
         engagement: Share kept of the best engagement that the candidates allow, mean over users, in [0, 1];
             with the discount of the objective, if it has one.
         diversity: Intra-list diversity over categories, mean over users, in [0, 1].

@@ -10,20 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import TOLERANCE, Population
+from recsys_budget.constraints import TOLERANCE
 from recsys_budget.rerank import problem
 from recsys_budget.rerank.general import solve_general
-from recsys_budget.rerank.integer import relaxed_prices
-from recsys_budget.rerank.model import assemble
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes._compiled import COMPILED
 from recsys_budget.rerank.routes.direct import solve_direct
-from recsys_budget.rerank.routes.diverse import solve_diverse
-from recsys_budget.rerank.routes.laminar import bound_prices, solve_laminar
+from recsys_budget.rerank.routes.diverse import DiverseSlates, solve_diverse
+from recsys_budget.rerank.routes.laminar import bound_prices, looser, solve_laminar
 from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
 
-# Users whose slates are chosen again for the prices of quotas; users whose relaxation is solved for prices.
-PRICED, _RELAXED = 1000, 50
+# Users whose slates are chosen again for prices of quotas; with diversity that takes a hundred times longer.
+PRICED, _PRICED_DIVERSE = 1000, 100
 # Programs a user of the direct route: with diversity, integer programs close sooner what few leave open.
 _NODES, _DIVERSE_NODES = 100, 8
 
@@ -128,20 +126,21 @@ def solve_diversity(question: Question) -> Outcome | None:
         gains.gains + diversity.each,
         gains.items,
         quotas.tree,
-        diversity.factors,
+        question.memory.factors(diversity, population.k),
         diversity.curvature,
         diversity.linear,
         gap=question.gap,
         time_limit=question.seconds_left,
     )
     bound = np.where(found.feasible, found.bound, 0.0)
+    prices = _prices_of_diverse(question, gains, quotas, diversity, found)
     return Outcome(
         gains.rows(found.chosen, population),
         ~found.feasible,
         bound,
         float(bound.sum()),
         int(found.visited.sum()),
-        _prices_of_sample(question),
+        dict(zip((rule.name for rule in rules), prices.tolist(), strict=True)),
         "branch and bound",
         library(),
         question.late,
@@ -150,26 +149,46 @@ def solve_diversity(question: Question) -> Outcome | None:
 
 def _prices_of_quotas(question: Question, gains: Gains, quotas: Quotas) -> NDArray[np.float64]:
     """Mean prices of the quotas over a sample of users; ``(n_rules,)``."""
-    offsets = question.population.offsets
-    users = np.arange(len(offsets) - 1)[:: max(1, -(-(len(offsets) - 1) // PRICED))]
-    sizes = np.diff(offsets)[users]
-    sampled = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    rows = np.arange(sampled[-1]) + np.repeat(offsets[users] - sampled[:-1], sizes)
+    _, sampled, rows = _sample(question.population.offsets, PRICED)
     prices = bound_prices(sampled, gains.gains[rows], gains.items[rows], quotas.tree, discount=gains.worth)
     return quotas.by_rule(prices, len(question.constraints))
 
 
-def _prices_of_sample(question: Question) -> dict[str, float]:
-    """Mean prices over a few users spread evenly, from linear relaxations with tangents."""
-    population = question.population
-    users = range(0, len(population), max(1, -(-len(population) // _RELAXED)))
-    prices = np.zeros(len(question.constraints))
-    for u in users:
-        model = assemble(
-            question.objective, question.constraints, Population.of_one(population.of(u)), problem.express
+def _prices_of_diverse(
+    question: Question, gains: Gains, quotas: Quotas, diversity: Cosines, found: DiverseSlates
+) -> NDArray[np.float64]:
+    """The same with diversity: what the best slates found gain when a bound alone is one item looser.
+
+    Both are within the gap, and mostly optimal, so the difference is good to the gap at worst.
+    """
+    users, sampled, rows = _sample(question.population.offsets, _PRICED_DIVERSE)
+    had = found.feasible[users]
+    prices = np.zeros((2, len(quotas.tree.parent)))
+    for side, node, tree in looser(quotas.tree) if had.any() and not question.late else ():
+        looked = solve_diverse(
+            sampled,
+            gains.gains[rows] + diversity.each,
+            gains.items[rows],
+            tree,
+            question.memory.factors(diversity, question.population.k),
+            diversity.curvature,
+            diversity.linear,
+            gap=question.gap,
+            time_limit=question.seconds_left,
         )
-        prices += relaxed_prices(model, len(prices))
-    return dict(zip((r.name for r in question.constraints), (prices / len(users)).tolist(), strict=True))
+        gained = looked.objective[had] - found.objective[users][had]
+        prices[side, node] = max(0.0, float(gained.mean()))  # two searches may stop at different gaps
+    return quotas.by_rule((prices[0], prices[1]), len(question.constraints))
+
+
+def _sample(
+    offsets: NDArray[np.int64], most: int
+) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64]]:
+    """At most so many users spread evenly, offsets of their own, and their rows."""
+    users = np.arange(len(offsets) - 1)[:: max(1, -(-(len(offsets) - 1) // most))]
+    sizes = np.diff(offsets)[users]
+    sampled = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return users, sampled, np.arange(sampled[-1]) + np.repeat(offsets[users] - sampled[:-1], sizes)
 
 
 @cache

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from recsys_budget.constraints import Population
 from recsys_budget.rerank.objective import Objective
+from recsys_budget.rerank.routes.diverse import Factors
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.oracle import Oracle
-from recsys_budget.rerank.structure import Gains, Sums
+from recsys_budget.rerank.structure import Cosines, Gains, Sums
 
 
 class Memory:
@@ -20,6 +21,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._gains: tuple[Objective, Gains | None] | None = None
+        self._factors: Factors | None = None
         self._oracle: Oracle | None = None
         self._prices: dict[tuple[bytes, bytes], float] = {}
 
@@ -28,6 +30,12 @@ class Memory:
         if self._gains is None or self._gains[0] != objective:
             self._gains = objective, Gains.of(objective, population)
         return self._gains[1]
+
+    def factors(self, diversity: Cosines, k: int) -> Factors:
+        """Those of the catalogue's categories, which no answer changes."""
+        if self._factors is None or self._factors.k != k:
+            self._factors = Factors.of(diversity.factors, k)
+        return self._factors
 
     def oracle(self, gains: Gains, population: Population, tree: LaminarTree) -> Oracle:
         """The oracle of these gains and quotas, the last one if it is the same."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from recsys_budget import _html
 from recsys_budget._style import PURPLE
@@ -24,13 +26,18 @@ class Picture:
         (self._mark,) = axes.plot(
             [], [], "o", markersize=13, markerfacecolor="none", markeredgecolor=PURPLE, markeredgewidth=2.5
         )
+        self._mark.set_animated(True)  # left out of what is drawn once
+        self._canvas.draw()  # type: ignore[no-untyped-call]
+        self._drawn = self._canvas.copy_from_bbox(figure.bbox)  # type: ignore[no-untyped-call]
         self._frontier = frontier
 
     def png(self, now: tuple[float, float] | None) -> bytes:
         """As PNG, with the operating point marked."""
         self._mark.set_data(*([], []) if now is None else ([now[0]], [now[1]]))
+        self._canvas.restore_region(self._drawn)  # type: ignore[no-untyped-call]
+        self._mark.draw(self._canvas.get_renderer())  # type: ignore[no-untyped-call]
         file = io.BytesIO()
-        self._canvas.print_png(file)  # type: ignore[no-untyped-call]
+        imsave(file, np.asarray(self._canvas.buffer_rgba()), format="png")  # type: ignore[no-untyped-call]
         return file.getvalue()
 
     def html(self, now: tuple[float, float] | None) -> _html.Html:

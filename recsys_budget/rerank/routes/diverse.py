@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +42,38 @@ class DiverseSlates:
     visited: NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Factors of items, with what slates of one size can sum to in them.
+
+    Attributes:
+        matrix: float64 ``(n_items, n_factors)``.
+        norms: Length of each row, ``(n_items,)``.
+        k: Size of the slates.
+        attainable: See :func:`attainable`.
+    """
+
+    matrix: sparse.csr_array[np.float64]
+    norms: NDArray[np.float64]
+    k: int
+    attainable: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, factor_of_item: Any, k: int) -> Factors:
+        """Of ``(n_items, n_factors)``, dense or sparse; a sparse one costs time for its non-zeros."""
+        matrix: Any = sparse.csr_array(factor_of_item).astype(np.float64)
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        matrix.sort_indices()
+        return cls(matrix, np.sqrt(matrix.power(2).sum(axis=1)), k, attainable(matrix, k))
+
+
 def solve_diverse(
     offsets: NDArray[np.int64],
     gains: NDArray[np.floating],
     items: NDArray[np.integer],
     tree: LaminarTree,
-    factor_of_item: NDArray[np.float64] | sparse.csr_array[np.float64],
+    factor_of_item: NDArray[np.float64] | sparse.csr_array[np.float64] | Factors,
     curvature: float,
     linear_of_item: NDArray[np.float64] | None = None,
     *,
@@ -76,7 +102,8 @@ def solve_diverse(
         gains: ``(n_rows,)``, finite and falling within each user, which is not checked.
         items: ``(n_rows,)``, position of each candidate in the catalogue.
         tree: The quotas and the size of the slate.
-        factor_of_item: ``(n_items, n_factors)``, dense or sparse; a sparse one costs time for its non-zeros.
+        factor_of_item: ``(n_items, n_factors)``, dense or sparse; or :class:`Factors` of these for slates of
+            this size, which many calls can share.
         curvature: Weight of the square, at least 0.
         linear_of_item: float64 ``(n_items,)``, added to the gain; None for nothing.
         fixed: int8 ``(n_rows,)``: 1 for a row that must be in its slate, -1 for one that must not, else 0.
@@ -91,16 +118,15 @@ def solve_diverse(
         SpecificationError: Factors or curvature are not finite, the curvature or gap is negative, ``nodes``
             is below 1, or shapes do not agree.
     """
-    factors: Any = sparse.csr_array(cast(Any, factor_of_item)).astype(np.float64)
-    factors.sum_duplicates()
-    factors.eliminate_zeros()
-    factors.sort_indices()
+    known = factor_of_item if isinstance(factor_of_item, Factors) else Factors.of(factor_of_item, tree.k)
+    factors: Any = known.matrix
     n_items = len(tree.leaf_of_item)
     linear = np.zeros(n_items) if linear_of_item is None else np.asarray(linear_of_item, np.float64)
-    if factors.shape[0] != n_items or linear.shape != (n_items,):
+    if factors.shape[0] != n_items or linear.shape != (n_items,) or known.k != tree.k:
         raise SpecificationError(
-            f"factors of {factors.shape[0]} items and linear_of_item of shape {linear.shape} for a tree of "
-            f"{n_items} items; pass a row of each per item"
+            f"factors of {factors.shape[0]} items for slates of {known.k} and linear_of_item of shape "
+            f"{linear.shape} for a tree of {n_items} items and slates of {tree.k}; pass a row of each per "
+            "item"
         )
     if not (np.isfinite(factors.data).all() and np.isfinite(linear).all() and 0.0 <= curvature < np.inf):
         raise SpecificationError(
@@ -115,9 +141,9 @@ def solve_diverse(
         factors.indptr.astype(np.int64),
         factors.indices.astype(np.int32),
         factors.data,
-        np.sqrt(factors.power(2).sum(axis=1)),
+        known.norms,
         float(curvature),
-        *attainable(factors, tree.k),
+        *known.attainable,
     )
     quotas = Quotas(tree.parent, tree.lower, tree.upper, tree.reserved)
     n_users = len(offsets) - 1
