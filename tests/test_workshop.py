@@ -270,6 +270,11 @@ def elsewhere(ledger: PrivacyLedger, mechanism: GaussianMechanism) -> int:
     return grants(PrivacyLedger(PrivacyBudget(5.0, 1e-5)), mechanism)
 
 
+def point(**changes: Any) -> dict[str, Any]:
+    """A choice that keeps all promises, with some of it changed."""
+    return {"epsilon": ENOUGH, "diversity": WEIGHT, "because": BECAUSE} | changes
+
+
 def short(slates: dict[str, list[str]], wanted: set[str], count: int) -> list[int]:
     return [count - sum(item in wanted for item in items) for items in slates.values()]
 
@@ -381,6 +386,62 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (0.5, "one slate"),
         (0.1, "more places"),
         (0.001, "all"),
+    ],
+    TRADEOFFS.dominated: [
+        (lambda p, others: any(x > p[0] and y > p[1] for x, y in others), "as good on one axis"),
+        (lambda p, others: any(x >= p[0] and y >= p[1] for x, y in others), "just as good"),
+        (lambda p, others: any(x > p[0] or y > p[1] for x, y in others), "worse on the other"),
+        (lambda p, others: any(x <= p[0] and y <= p[1] for x, y in others), "better on both"),
+        (lambda p, others: bool(others) and all(x >= p[0] and y >= p[1] for x, y in others), "just as good"),
+        (lambda p, others: all(x >= p[0] and y >= p[1] and (x, y) != p for x, y in others), "no other point"),
+        (lambda p, others: [True for _ in others], "True or False"),
+        (lambda p, others: 1, "True or False"),
+        (True, "without brackets"),
+    ],
+    TRADEOFFS.enough: [
+        (ENOUGH / 2, "the worst has"),
+        (8, "so does"),
+        (3, "no model"),
+        (0.3, "no model"),
+        ("1", "without quotes"),
+    ],
+    TRADEOFFS.most: [
+        (REACHED, "best point that was measured"),
+        (0.99, "is below"),
+        (0.1, "leaves room for more"),
+        (1.5, "between 0 and 1"),
+        (95, "between 0 and 1"),
+    ],
+    TRADEOFFS.choice: [
+        (point(epsilon=0.5), "below"),
+        (point(epsilon=8), "is enough"),
+        (point(epsilon=7), "no model"),
+        (point(diversity=0.9), "smaller weight"),
+        (point(diversity=0.0), "there is room"),
+        (point(diversity=1.5), "between 0 and 1"),
+        (point(diversity=-0.1), "between 0 and 1"),
+        (point(diversity="0.2"), "without quotes"),
+        (point(epsilon=...), "'epsilon'"),
+        ({"epsilon": ENOUGH}, "'diversity'"),
+        ((ENOUGH, WEIGHT), "dict"),
+    ],
+    TRADEOFFS.limit: [
+        (0.8808, "best bet"),
+        (6.389, "upper part"),
+        (7.389, "between 0 and 1"),
+        (0.5, "into the formula"),
+        ("0.762", "without quotes"),
+    ],
+    TRADEOFFS.attack: [("a", "from below"), ("c", "control"), ("d", "letters")],
+    TRADEOFFS.defence: [
+        (point(because=...), "'because'"),
+        (point(because="It is a good compromise."), "a sentence or two"),
+        (point(because="It is anonymous. " + BECAUSE), "does not"),
+        (point(because="It is a good compromise between what people like and what they need to see."), "your point"),
+        (point(because=OWN_ALONE), "did not take"),
+        (point(epsilon=3), "no model"),
+        (point(diversity=2), "between 0 and 1"),
+        (BECAUSE, "dict"),
     ],
 }
 

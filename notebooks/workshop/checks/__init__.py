@@ -47,7 +47,7 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         sign = {"right": "✓", "not right yet": "✗"}.get(self.state, "…")
-        return _html.card(f"{sign} {self.state}", _html.text(self.words))
+        return _html.card(f"{sign} {self.state}", _html.text(self.words[:1].upper() + self.words[1:]))
 
 
 class Exercises:
