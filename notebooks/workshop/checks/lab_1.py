@@ -50,10 +50,9 @@ def revealed(answer: Any) -> str:
         raise Hint("nothing is revealed that way round: subtract the count without u85 from the count with.")
     if ids == theirs:
         return (
-            f"two totals over thousands of people gave away all {len(theirs)} films that one person likes. "
-            "Neither total does so alone: a release must be judged beside all others, which one "
-            "cannot know "
-            "beforehand."
+            f"two totals over thousands of people gave away all {len(theirs)} films that one person "
+            "likes. Neither total does so alone: a release must be judged beside all others, which one "
+            "cannot know beforehand."
         )
     if len(ids) == liked.n_items:
         raise Hint("these are all films; keep those of which the two counts differ.")
@@ -72,12 +71,12 @@ def guess(answer: Any) -> str:
     if chosen == min(options, key=lambda option: abs(options[option] - right)):
         return (
             f"{right:.0%}, hardly better than a coin: one person moves the count by 1, and the noise "
-            "moves it "
-            "by about 4 all the time. A count of 1,000 is still known to within a percent."
+            "moves it by about 4 all the time. A count of 1,000 is still known to within a percent."
         )
     raise Hint(
-        f"{options[chosen]:.0%} would need noise of {1 / (2 * NormalDist().inv_cdf(options[chosen])):.2g}. "
-        "Compare the two histograms that the experiment draws: how far apart are they, and how wide?"
+        f"{options[chosen]:.0%} would need noise of "
+        f"{1 / (2 * NormalDist().inv_cdf(options[chosen])):.2g}. Compare the two histograms that the "
+        "experiment draws: how far apart are they, and how wide?"
     )
 
 
@@ -101,8 +100,7 @@ def noise(answer: Any) -> str:
         raise Hint(f"that keeps the promise, but costs only {cost:.3f}: less noise would do.")
     return (
         f"epsilon {cost:.4f}. Noise nearly four times as wide as what one person can change, for an "
-        "epsilon of "
-        "1 and so small a delta. Rounding it down would have broken the promise."
+        "epsilon of 1 and so small a delta. Rounding it down would have broken the promise."
     )
 
 
@@ -115,8 +113,8 @@ def single(answer: Any) -> str:
         return (
             f"the mean of 16 answers has noise 8 / sqrt(16) = {worth:g}, and the price is the same too: "
             f"epsilon {_cost(worth):.3f} for the one, "
-            f"{epsilon([GaussianMechanism(8.0)] * 16, _DELTA):.3f} for "
-            "the sixteen. The accountant has counted exactly what averaging finds out."
+            f"{epsilon([GaussianMechanism(8.0)] * 16, _DELTA):.3f} for the sixteen. The accountant has "
+            "counted exactly what averaging finds out."
         )
     if value == 8:
         raise Hint("that would make the other fifteen answers free. What does averaging do to noise?")
@@ -137,8 +135,7 @@ class _Watched(PrivacyLedger):
         if self._asked > 2_000:
             raise Endless(
                 "your loop asked 2,000 times and was not stopped: fits() reserves nothing, and a "
-                "reservation "
-                "that is committed before its use is given back."
+                "reservation that is committed before its use is given back."
             )
         return super().fits(mechanisms)
 
@@ -163,8 +160,7 @@ def grants(answer: Callable[[PrivacyLedger, Mechanism], Any]) -> str:
         except BudgetExceededError:
             raise Hint(
                 "the ledger's refusal came out of your function: catch BudgetExceededError, it is the "
-                "end of "
-                "the count."
+                "end of the count."
             ) from None
         if count == true + 1:
             raise Hint(
@@ -177,9 +173,8 @@ def grants(answer: Callable[[PrivacyLedger, Mechanism], Any]) -> str:
         counted.append(true)
     return (
         f"{counted[0]} releases with noise 8 fit under epsilon 2, and {counted[1]} with noise 6 under "
-        "1. What "
-        "the last one says is never so interesting that the next one is free: the ledger does not "
-        "look at it."
+        "1. What the last one says is never so interesting that the next one is free: the ledger does "
+        "not look at it."
     )
 
 
@@ -191,8 +186,7 @@ def item_error(answer: Any) -> str:
     if math.isclose(value, entries * bound):
         return (
             f"{entries} counts, each with the square of sqrt({bound}) times the noise. The planner now "
-            "knows that "
-            "noise there harms more, and gives those counts the larger share of the budget."
+            "knows that noise there harms more, and gives those counts the larger share of the budget."
         )
     if math.isclose(value, entries):
         raise Hint("that is right for a sensitivity of 1; with max_items=4 it is sqrt(4).")

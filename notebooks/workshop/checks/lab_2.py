@@ -90,8 +90,8 @@ def best(answer: Any) -> str:
         raise Hint(f"it keeps every rule, with {total:.2f} in all. More is possible: what if Ash gives way?")
     return (
         f"{total:.2f} in all, the most of the {len(kept)} slates that keep every rule. It leaves out "
-        "the most "
-        "relevant film: no list that takes the best first and looks at the rules afterwards finds it."
+        "the most relevant film: no list that takes the best first and looks at the rules afterwards "
+        "finds it."
     )
 
 
@@ -125,16 +125,14 @@ def shortfall(answer: Callable[[Mapping[str, list[str]], set[str], int], Any]) -
         raise Hint(f"{said}.")
     return (
         "it counts in the slates themselves and knows nothing of how they were made, so it finds a "
-        "fault of any "
-        "solver. The re-ranker does likewise before a slate leaves it."
+        "fault of any solver. The re-ranker does likewise before a slate leaves it."
     )
 
 
 _BOUND = {
     "a": "is too much trust: whoever says so has not proven it, and the certificate has",
     "b": "is what a bound says: it holds for all slates that keep the rules, whoever makes them and "
-    "however long "
-    "it takes. So count their violations before you look at their engagement",
+    "however long it takes. So count their violations before you look at their engagement",
     "c": "is not possible: the gap is 0, so the search was over. It says how much a longer one could add",
 }
 _SEALS = frozenset({"d45fb0ba"})
@@ -181,8 +179,7 @@ def westerns(answer: Any) -> str:
     return (
         f"with {value:g} everybody has a slate, and with one more somebody has none. Engagement is "
         f"{engagement:.3f}. It could be done by asking other partners to move instead: the message "
-        "names all who "
-        "are in the conflict, and who moves is for people to decide."
+        "names all who are in the conflict, and who moves is for people to decide."
     )
 
 
@@ -197,10 +194,8 @@ def third(answer: Any) -> str:
     if steps[chosen]:
         return (
             f"the second costs {first.engagement - second.engagement:.4f}, as its price says, and the "
-            "third "
-            f"{loss:.4f}. Cheap documentaries are taken first, so each further one costs more: a price "
-            "is a "
-            "slope, not a promise about large steps."
+            f"third {loss:.4f}. Cheap documentaries are taken first, so each further one costs more: a "
+            "price is a slope, not a promise about large steps."
         )
     if chosen == "a":
         raise Hint("why would the third be cheaper than the second? The re-ranker takes the cheapest first.")
@@ -233,8 +228,8 @@ def penalty(answer: Any) -> str:
         raise Hint(f"that will do, but so does {value - 0.01:.2f}, with {less} people short.")
     return (
         f"{short} people get fewer than two, namely those for whom a documentary costs more than "
-        f"{value:g} of "
-        "engagement. A soft rule names the price at which it gives way; a hard one says that there is none."
+        f"{value:g} of engagement. A soft rule names the price at which it gives way; a hard one says "
+        "that there is none."
     )
 
 
