@@ -48,6 +48,9 @@ class Run:
     def epsilon_path(self):
         return self.points
 
+    def recommend(self, served, k):
+        return self.points[-1].model.recommend(served, k)
+
 
 @pytest.fixture(scope="module")
 def split():

@@ -16,17 +16,22 @@ from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
 from recsys_budget.frontiers.figures import figures
+from recsys_budget.frontiers.sweep import DIVERSITY
 from recsys_budget.rerank import (
     Certificate,
     Conflict,
     EngagementDiversity,
     Prepared,
+    Reranker,
     Scores,
     Slates,
     top_k,
 )
 from recsys_budget.rerank.frames import CandidateTable
 from recsys_budget.rerank.loosening import number_of, with_number
+
+# Answers kept, the latest.
+_KEPT = 256
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Operation:
         self._in_use = None if before is None else self._slates(before)
         self._populations: dict[float | None, CandidateTable] = {}
         self._results: dict[tuple[Any, ...], Result] = {}
+        self._known: list[tuple[float | None, Reranker, Point]] | None = None
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -132,10 +138,7 @@ class Operation:
     def candidates(self, epsilon: float | None) -> Any:
         """Of the model at this epsilon, as pandas or Scores."""
         if epsilon not in self._candidates:
-            found = self.basis.candidates(self._model(epsilon))
-            if not isinstance(found, Scores):
-                found = nw.from_native(found, eager_only=True).to_pandas()
-            self._candidates[epsilon] = found
+            self._candidates[epsilon] = _native(self.basis.candidates(self._model(epsilon)))
         return self._candidates[epsilon]
 
     def _prepared_at(self, epsilon: float | None) -> Prepared:
@@ -163,29 +166,76 @@ class Operation:
             SpecificationError: A number that its rule does not allow.
         """
         key = (choice.epsilon, choice.diversity, *sorted(choice.numbers.items()))
-        if key not in self._results:
-            rules = tuple(
-                with_number(rule, choice.numbers[rule.name])[0] if rule.name in choice.numbers else rule
-                for rule in self.reranker.constraints
-            )
-            weight = choice.diversity
-            objective = None if weight is None else EngagementDiversity(weight)
-            slates, conflict = None, None
+        if key in self._results:
+            return self._results[key]
+        rules = tuple(
+            with_number(rule, choice.numbers[rule.name])[0] if rule.name in choice.numbers else rule
+            for rule in self.reranker.constraints
+        )
+        weight = choice.diversity
+        objective = self.reranker.objective if weight is None else EngagementDiversity(weight)
+        asked = replace(self.reranker, objective=objective, constraints=rules)
+        slates, conflict = None, None
+        point = self._swept(choice.epsilon, asked)
+        if point is not None and point.slates is not None:
+            frame = nw.from_native(point.slates.frame, eager_only=True).to_pandas()
+            slates = replace(point.slates, frame=frame)
+        elif point is not None:
+            conflict = point.conflict
+        else:
             try:
                 slates = self._prepared_at(choice.epsilon).rerank(
                     objective=objective, constraints=rules, progress=False
                 )
             except InfeasibleError as error:
                 conflict = error.conflict
-            self._results[key] = Result(choice, rules, slates, conflict)
+        if len(self._results) >= _KEPT:
+            self._results.pop(next(iter(self._results)))
+        self._results[key] = Result(choice, rules, slates, conflict)
         return self._results[key]
+
+    def _swept(self, epsilon: float | None, asked: Reranker) -> Point | None:
+        """The point of a frontier that asked the very same of the same candidates; None where none did."""
+        if self._known is None:
+            self._known = [
+                (
+                    point.value if frontier is self.path else self.start().epsilon,
+                    _asked_at(frontier, point),
+                    point,
+                )
+                for frontier in self.frontiers
+                if self._same_candidates(frontier)
+                for point in frontier.points
+            ]
+        for value, made, point in self._known:
+            if value != epsilon or made != asked:
+                continue
+            # Beyond the first number that is impossible, points hold the conflict of that one.
+            if point.conflict is None or all(
+                rule in asked.constraints for rule in point.conflict.constraints
+            ):
+                return point
+        return None
+
+    def _same_candidates(self, frontier: Frontier) -> bool:
+        """Whether a frontier's points are of the candidates that choices are answered from."""
+        basis = frontier.basis
+        assert basis is not None
+        if basis.served_history() is not self.basis.served_history():
+            return False
+        if frontier is self.path:
+            return basis.n_candidates == self.basis.n_candidates
+        if self.path is None and basis.source is self.basis.source:
+            return True
+        made, mine = _native(basis.candidates()), self.candidates(self.start().epsilon)
+        return isinstance(made, pd.DataFrame) and made.equals(mine)
 
     def at(self, frontier: Frontier, place: int, choice: Choice) -> Choice:
         """The choice moved to a point of a frontier, all else as it is."""
         point: Point = frontier.points[place]
         if frontier is self.path:
             return replace(choice, epsilon=point.value)
-        if frontier.swept == "diversity":
+        if frontier.swept == DIVERSITY:
             return replace(choice, diversity=point.value)
         return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
 
@@ -311,3 +361,24 @@ class Operation:
         if self.path is None or epsilon is None:
             return None
         return next(point.model for point in self.path.points if point.value == epsilon)
+
+
+def _native(candidates: Any) -> Any:
+    """A table as pandas; a matrix of scores as it is."""
+    if isinstance(candidates, Scores):
+        return candidates
+    return nw.from_native(candidates, eager_only=True).to_pandas()
+
+
+def _asked_at(frontier: Frontier, point: Point) -> Reranker:
+    """The objective and the rules that a point of a sweep was made with."""
+    assert frontier.basis is not None
+    assert frontier.basis.reranker is not None
+    made = frontier.basis.reranker
+    if frontier.swept == DIVERSITY:
+        return replace(made, objective=EngagementDiversity(point.value))
+    rules = [
+        with_number(rule, point.value)[0] if rule.name == frontier.swept else rule
+        for rule in made.constraints
+    ]
+    return replace(made, constraints=rules)
