@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
+from recsys_budget.frontiers.figures import figures
 from recsys_budget.frontiers.sweep import DIVERSITY
 from recsys_budget.rerank import (
     Certificate,
@@ -242,6 +244,32 @@ class Operation:
         if frontier.swept == DIVERSITY:
             return replace(choice, diversity=point.value)
         return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
+
+    def point(self, frontier: Frontier, choice: Choice) -> int:
+        """The point of a frontier that is the choice; -1 where none is."""
+        places = range(len(frontier))
+        return next((place for place in places if self.at(frontier, place, choice) == choice), -1)
+
+    def place(self, frontier: Frontier, result: Result) -> tuple[float, float] | None:
+        """Where a result stands on a frontier's axes; None where it has no place there.
+
+        Measured accuracy stays that of the point at its epsilon: it was measured under the rules that the
+        path was made with.
+        """
+        known: dict[str, float] = {}
+        if result.slates is not None:
+            known = figures(result.slates, self.catalogue)
+        if frontier is self.path:
+            row = next(i for i, p in enumerate(frontier.points) if p.value == result.choice.epsilon)
+            known = {str(name): value for name, value in frontier.frame.iloc[row].items()} | known
+        elif frontier.swept in result.choice.numbers:
+            rule = next(rule for rule in self.reranker.constraints if rule.name == frontier.swept)
+            name, _ = number_of(hard_part(rule))
+            known[str(name)] = result.choice.numbers[frontier.swept]
+        elif result.choice.diversity is not None:
+            known["weight"] = result.choice.diversity
+        x, y = (float(known.get(axis, math.nan)) for axis in (frontier.x, frontier.y))
+        return None if math.isnan(x) or math.isnan(y) else (x, y)
 
     def relaxed(self, result: Result, name: str) -> Choice | None:
         """The choice with one rule of a conflict as loose as settles it; None where no number does."""
