@@ -1,97 +1,124 @@
-"""What the dashboard opens: the bundled frontiers, an archive, or files of one's own."""
+"""What a visitor of the dashboard can do: move sliders. Neither read files nor run code."""
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from recsys_budget.cli import dashboard
-from recsys_budget.cli.main import main
-from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Policy, SlateSize
-from recsys_budget.errors import DataError, SpecificationError
-from recsys_budget.frontiers import bundled_frontiers, write_frontiers
-from recsys_budget.rerank import Conflict, Prepared
+from recsys_budget.constraints import CategoryMinimum, Policy, SlateSize
+
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("voila") is None or find_spec("websocket") is None,
+        reason="needs voila and websocket-client",
+    ),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore"),  # the server's own
+]
+PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("archive") / "own.zip"
-    write_frontiers(path, *bundled_frontiers()[:2])
-    return path
-
-
-def policy(folder, *rules):
-    path = folder / "policy.yaml"
-    path.write_text(Policy("own", [SlateSize(5), *rules]).to_yaml(), encoding="utf-8")
-    return path
-
-
-def asked(words, environment, folder):
-    """What the served page asks for."""
-    with folder:
-        (cell,) = json.loads(Path(words[3]).read_text("utf-8"))["cells"]
-        (said,) = re.findall(r"loads\((.*)\)\)$", cell["source"])
-        return json.loads(json.loads(said))
-
-
-def test_without_files_it_opens_the_bundled_frontiers(monkeypatch):
-    monkeypatch.setattr(Prepared, "rerank", lambda *_, **__: pytest.fail("something was solved"))
-    page = dashboard.explorer(**asked(*dashboard.command()))
-    assert list(page._controls)[:2] == ["epsilon", "diversity"]
-    assert page.value["epsilon"] == max(point.value for point in bundled_frontiers()[0].points)
-    assert page.result.certificate.privacy == "per_user"
-
-
-def test_it_opens_an_archive(archive, tmp_path):
-    page = dashboard.explorer(**asked(*dashboard.command(frontiers=archive)))
-    assert [f.swept for f in page._operation.frontiers] == ["epsilon", "diversity"]
-    slates = bundled_frontiers()[1].points[3].slates.frame
-    slates.to_csv(tmp_path / "slates.csv", index=False)
-    page = dashboard.explorer(**asked(*dashboard.command(frontiers=archive, slates=tmp_path / "slates.csv")))
-    first = slates["user"].iloc[0]
-    before = page._operation.before(page.value["epsilon"])
-    assert before.loc[before["user"] == first, "item"].tolist() == slates["item"].tolist()[:10]
-
-
-def test_rules_of_ones_own_are_asked_of_the_bundled_candidates(tmp_path):
-    rule = CategoryMinimum("Crime", 1)
-    page = dashboard.explorer(policy=str(policy(tmp_path, rule)))
-    assert page.result.rules == (SlateSize(5), rule)
-    assert page.result.certificate.n_users == 100
-    conflict = dashboard.explorer(
-        policy=str(policy(tmp_path, CategoryMinimum("Crime", 3), CategoryMaximum("Crime", 2)))
+def site(tmp_path_factory):
+    """The address of a dashboard that serves files of its own, beside others that it must not serve."""
+    folder = tmp_path_factory.mktemp("files")
+    pd.DataFrame(
+        {
+            "user": np.repeat(["u1", "u2"], 6),
+            "item": [f"i{n}" for n in range(6)] * 2,
+            "relevance": np.arange(12) / 12,
+        }
+    ).to_csv(folder / "candidates.csv", index=False)
+    pd.DataFrame({"item": [f"i{n}" for n in range(6)], "categories": ["Drama", "News", "Music"] * 2}).to_csv(
+        folder / "catalogue.csv", index=False
     )
-    assert isinstance(conflict, Conflict)
+    policy = Policy("test", [SlateSize(3), CategoryMinimum("Drama", 1)])
+    (folder / "policy.yaml").write_text(policy.to_yaml(), encoding="utf-8")
+    (folder / "secret.png").write_bytes(b"secret")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words, environment, own = dashboard.command(
+        folder / "candidates.csv",
+        catalogue=folder / "catalogue.csv",
+        policy=folder / "policy.yaml",
+        port=port,
+        browser=False,
+    )
+    log = folder / "log"
+    with own, log.open("w") as output:
+        server = subprocess.Popen(words, env=environment, cwd=folder, stdout=output, stderr=output)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            with socket.socket() as probe:
+                while probe.connect_ex(("127.0.0.1", port)):
+                    assert server.poll() is None, log.read_text()
+                    assert time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.1)
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
-def test_files_that_do_not_go_together(archive, tmp_path):
-    path = policy(tmp_path)
-    pd.DataFrame({"item": ["i1"]}).to_csv(tmp_path / "c.csv", index=False)
-    for files, match in (
-        ({"frontiers": archive, "policy": path}, "leave the other files out"),
-        ({"frontiers": archive, "candidates": path}, "leave the other files out|--catalogue"),
-        ({"frontiers": archive, "catalogue": path}, "leave the other files out"),
-        ({"slates": path}, "file of candidates"),
-        ({"catalogue": path}, "file of candidates"),
-        ({"candidates": path}, "--catalogue"),
-    ):
-        with pytest.raises(SpecificationError, match=match):
-            dashboard.command(**files)
-    worse = bundled_frontiers()[1].points[3].slates.frame.assign(rank="first")
-    worse.to_csv(tmp_path / "worse.csv", index=False)
-    with pytest.raises(DataError, match="no number"):
-        dashboard.explorer(frontiers=str(archive), slates=str(tmp_path / "worse.csv"))
-    with pytest.raises(DataError, match="zip archive"):
-        dashboard.explorer(frontiers=str(path))
+@pytest.mark.parametrize(
+    "path",
+    [
+        "voila/files/secret.png", "voila/files/candidates.csv", "voila/files/dashboard.ipynb",
+        "voila/files/..%2F..%2Fetc%2Fpasswd", "files/candidates.csv", "api/contents/", "api/kernels",
+        "api/terminals", "tree", "lab", "edit/dashboard.ipynb",
+    ],
+)  # fmt: skip
+def test_no_file_is_handed_out(site, path):
+    try:
+        with urllib.request.urlopen(f"http://{site}/{path}", timeout=PATIENCE) as answer:
+            code, body = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        code, body = error.code, error.read()
+    # Unknown addresses may be answered with the page itself, and with nothing else.
+    assert code in (403, 404, 405) or (code == 200 and b"voila" in body.lower())
+    assert b"secret" not in body.replace(b"secret.png", b"")
+    assert b"relevance" not in body
 
 
-def test_the_command_line_hands_the_archive_on(archive, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(dashboard, "serve", lambda **options: seen.update(options))
-    assert main(["dashboard", "--frontiers", str(archive), "--no-browser", "--port", "0"]) == 0
-    assert seen["frontiers"] == archive
-    assert seen["candidates"] is None
+def test_a_visitor_runs_no_code(site, tmp_path):
+    import websocket
+
+    with urllib.request.urlopen(f"http://{site}/", timeout=PATIENCE) as answer:
+        page = answer.read().decode()
+    kernel = re.search(r'"kernelId": ?"([0-9a-f-]{36})"', page)[1]
+    channel = websocket.create_connection(
+        f"ws://{site}/api/kernels/{kernel}/channels", timeout=5, http_proxy_host=None
+    )
+
+    def ask(kind: str, content: dict[str, object]) -> list[str]:
+        """Kinds of the messages that come back until there is silence."""
+        header = {"msg_id": kind, "username": "", "session": "visitor", "msg_type": kind, "version": "5.3"}
+        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+        channel.send(json.dumps(message | {"channel": "shell", "buffers": []}))
+        kinds = []
+        while True:
+            try:
+                kinds.append(json.loads(channel.recv())["msg_type"])
+            except websocket.WebSocketTimeoutException:
+                return kinds
+
+    # The line is open: what is allowed is answered ...
+    assert "kernel_info_reply" in ask("kernel_info_request", {})
+    # ... and code is not run.
+    mark = tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w').close()"
+    assert "execute_reply" not in ask("execute_request", {"code": code, "silent": False})
+    assert not mark.exists()
+    channel.close()
