@@ -41,7 +41,7 @@ def asked(words, environment, folder):
 def test_without_files_it_opens_the_bundled_frontiers(monkeypatch):
     monkeypatch.setattr(Prepared, "rerank", lambda *_, **__: pytest.fail("something was solved"))
     page = dashboard.explorer(**asked(*dashboard.command()))
-    assert list(page._controls)[:2] == ["epsilon", "diversity"]
+    assert [f.swept for f in page._operation.frontiers][:2] == ["epsilon", "diversity"]
     assert page.value["epsilon"] == max(point.value for point in bundled_frontiers()[0].points)
     assert page.result.certificate.privacy == "per_user"
 
