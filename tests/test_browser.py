@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -33,13 +34,18 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# What axe calls these: what a page must do for readers who do not see, hear, point or tell colours apart.
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+# ipywidgets gives the handle of its sliders no name, and no way to give it one. The box beside each slider
+# has one, and does the same.
+NOT_OURS = ".rb-explorer .noUi-handle"
 OWN = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "about:")
 # Seconds; the machine may be busy with other tests.
 PATIENCE = 120
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
-    pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright"),
+    pytest.mark.skipif(find_spec("axe_playwright_python") is None, reason="needs axe and playwright"),
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # servers' own
 ]
@@ -102,8 +108,11 @@ def served(words, environment, port, log):
 
 
 @contextlib.contextmanager
-def opened(url):
-    """A page in a fresh profile; what it asked of other hosts and what went wrong must be nothing."""
+def opened(url, without=None):
+    """A page in a fresh profile; what it asked of other hosts and what went wrong must be nothing.
+
+    Nothing whose address has ``without`` in it arrives, and then something may go wrong.
+    """
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE * 1000)
@@ -112,6 +121,8 @@ def opened(url):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1300, "height": 1300})
         page.set_default_timeout(PATIENCE * 1000)
+        if without is not None:
+            page.route(lambda address: without in address, lambda route: route.abort())
         page.on("request", lambda r: None if r.url.startswith(OWN) else foreign.append(r.url))
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -121,34 +132,54 @@ def opened(url):
         finally:
             browser.close()
     assert foreign == []
-    assert wrong == []
+    assert without is not None or wrong == []
+
+
+def barriers(page):
+    """What keeps some readers out of the explorer: axe's serious and critical findings, in short."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = {"include": [[".rb-explorer"]], "exclude": [[NOT_OURS]]}
+    found = Axe().run(page, context, {"runOnly": RULES}).response
+    assert len(found["passes"]) > 5
+    return [
+        f"{rule['id']}: {place['html'][:150]} {place.get('failureSummary', '')}"
+        for rule in found["violations"]
+        if rule["impact"] in ("serious", "critical")
+        for place in rule["nodes"]
+    ]
+
+
+def shoot(page, name):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def status(page):
+    return page.locator(".rb-explorer .widget-html [role=status]").first
 
 
 def walk(page, name):
-    """Move a slider, click a point, run into a conflict and settle it: what a person would do."""
+    """Move a slider, point at and click points, run into a conflict and settle it: what a person would do."""
     from playwright.sync_api import expect
 
-    SHOTS.mkdir(parents=True, exist_ok=True)
-
-    def shot(what):
-        page.screenshot(path=SHOTS / f"{name}-{what}.png", full_page=True)
+    weight = page.get_by_label("weight on diversity, exactly")
+    points = page.get_by_role("radiogroup").get_by_role("radio")
+    readout = page.locator(".rb-readout")
 
     def slates():
         return page.locator(".rb-card", has_text="User u0").first.inner_text()
 
-    def figures():
-        return page.locator("[role=status]").first
-
-    def settled(weight):
+    def settled(number):
         """The kernel has answered this weight."""
-        expect(page.locator(".widget-text input[type=number]").first).to_have_value(str(weight))
-        expect(figures()).to_contain_text("Engagement")
+        expect(weight).to_have_value(str(number))
+        expect(status(page)).to_contain_text("Engagement")
 
-    circles = page.locator(".rb-front circle.point, .rb-front circle.dominated")
-    expect(circles.first).to_be_visible()
-    expect(figures()).to_contain_text("Engagement")
+    expect(points.first).to_be_visible()
+    expect(status(page)).to_contain_text("Engagement")
     expect(page.locator(".rb-card", has_text="User u0").first).to_contain_text("<b>Title</b>")
-    shot("start")
+    shoot(page, f"{name}-start")
+    assert barriers(page) == []
     before = slates()
 
     page.locator(".widget-slider .noUi-handle").first.focus()
@@ -160,29 +191,49 @@ def walk(page, name):
         arg=before,
     )
     settled(0.6)
-    shot("slider")
+    expect(readout).to_contain_text("Chosen: diversity")
+    # Said once more where a screen reader listens from the start.
+    expect(page.locator(".rb-live")).to_have_text(status(page).inner_text())
 
-    circles.last.click()
-    expect(circles.last).to_have_attribute("aria-pressed", "true")
+    points.nth(1).hover()
+    expect(readout).to_have_text(points.nth(1).get_attribute("aria-label"))
+    expect(readout).to_contain_text("plus or minus")
+    shoot(page, f"{name}-hover")
+    page.mouse.move(0, 0)
+    expect(readout).to_contain_text("Chosen: diversity")
+    settled(0.6)
+
+    points.last.click()
+    expect(points.last).to_have_attribute("aria-checked", "true")
     settled(0.7)
-    shot("clicked")
-    circles.last.press("ArrowLeft")
+    page.mouse.move(0, 0)
+    points.last.press("ArrowLeft")
     settled(0.5)
+    expect(readout).to_have_text(points.nth(4).get_attribute("aria-label"))
     assert slates() != before
+    page.keyboard.press("Home")
+    settled(0)
+    assert slates() == before
+    page.keyboard.press("End")
+    settled(0.7)
+    shoot(page, f"{name}-keys")
 
-    least = page.locator(".widget-text input[type=number]").nth(2)
-    least.fill("4")
-    least.press("Enter")
-    expect(figures()).to_contain_text("Impossible")
+    page.get_by_label("at least 1 Drama, exactly").fill("4")
+    least = page.get_by_label("at least 4 Drama, exactly")
+    page.keyboard.press("Enter")
+    expect(status(page)).to_contain_text("Impossible")
     expect(page.get_by_text("no slate satisfies together").first).to_be_visible()
-    shot("conflict")
+    expect(least).to_have_value("4")
+    shoot(page, f"{name}-conflict")
+    assert barriers(page) == []
     page.get_by_role("button", name="at least 4 Drama").click()
-    expect(figures()).to_contain_text("Engagement")
-    assert least.input_value() == "2"
-    shot("settled")
+    expect(status(page)).to_contain_text("Engagement")
+    expect(page.get_by_label("at least 2 Drama, exactly")).to_have_value("2")
 
 
-def test_dashboard(files, tmp_path):
+@contextlib.contextmanager
+def dashboard_of(files, tmp_path, without=None, theme="light"):
+    """The dashboard in a browser."""
     port = free_port()
     words, environment, folder = dashboard.command(
         files / "candidates.csv",
@@ -192,12 +243,32 @@ def test_dashboard(files, tmp_path):
         browser=False,
     )
     assert "--Voila.ip=127.0.0.1" in words
-    with (
-        folder,
-        served(words, environment, port, tmp_path / "log"),
-        opened(f"http://127.0.0.1:{port}/") as page,
-    ):
+    address = f"http://127.0.0.1:{port}/?theme={theme}"
+    with folder, served(words, environment, port, tmp_path / "log"), opened(address, without) as page:
+        yield page
+
+
+def test_dashboard(files, tmp_path):
+    with dashboard_of(files, tmp_path) as page:
         walk(page, "dashboard")
+
+
+def test_a_page_that_cannot_load_the_front_has_a_picture(files, tmp_path):
+    from playwright.sync_api import expect
+
+    with dashboard_of(files, tmp_path, without="anywidget") as page:
+        picture = page.locator(".rb-explorer img")
+        expect(picture).to_be_visible()
+        expect(picture).to_have_attribute("alt", re.compile("6 points from .* Chosen: diversity"))
+        assert page.get_by_role("radiogroup").count() == 0
+        before, source = picture.get_attribute("alt"), picture.get_attribute("src")
+        page.get_by_label("weight on diversity, exactly").fill("0.6")
+        page.keyboard.press("Enter")
+        expect(picture).not_to_have_attribute("alt", before)
+        expect(status(page)).to_contain_text("Engagement")
+        assert picture.get_attribute("src") != source
+        shoot(page, "picture")
+        assert barriers(page) == []
 
 
 def test_jupyterlab(files, tmp_path):
@@ -233,3 +304,9 @@ explorer(*(str(folder / name) for name in ("candidates.csv", "catalogue.csv", "p
         page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
         walk(page, "lab")
+        page.evaluate(
+            "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
+        )
+        page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+        shoot(page, "lab-dark")
+        assert barriers(page) == []
