@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,8 +97,9 @@ class RuleSliders(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no ty
             number = choice.numbers[name]
             whole = not isinstance(number, float | np.floating)
             least = operation.reranker.slate_size if rule.scope == "user" and whole else 1
-            most = max(least, 2 * number)
-            start = int(number) if whole else float(number)
+            swept = [p.value for f in operation.frontiers if f.swept == rule.name for p in f.points]
+            most = max(least, 2 * number, *swept)
+            start, most = (int(number), math.ceil(most)) if whole else (float(number), float(most))
             self.rules[name] = Slider(name, start, most, 1 if whole else most / 100)
         super().__init__([*([self.weight] if self.weight is not None else []), *self.rules.values()])
         for slider in self.children:
