@@ -231,6 +231,28 @@ def walk(page, name):
     expect(page.get_by_label("at least 2 Drama, exactly")).to_have_value("2")
 
 
+def choose_epsilon(page):
+    """Both ways: an epsilon and what it gives, a utility and what it takes; asking to spend spends nothing."""
+    from playwright.sync_api import expect
+
+    epsilon = page.get_by_label("epsilon (paid for), exactly")
+    expect(status(page)).to_contain_text("Engagement")
+    expect(page.get_by_role("radiogroup")).to_have_count(1)  # one frontier at a time
+    least = epsilon.locator("option").first.inner_text()
+    epsilon.select_option(least)
+    expect(page.get_by_text(f"Epsilon {least} with delta 1e-06: Somebody who")).to_be_visible()
+    expect(page.locator(".rb-readout:visible")).to_contain_text(f"Chosen: epsilon {float(least):.4g}"[:20])
+    page.get_by_label("or wanted recall@10").fill("0.1")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("to have it in every run")).to_be_visible()
+    page.get_by_role("button", name="Train with epsilon").click()
+    page.get_by_role("button", name="for good").wait_for()
+    shoot(page, "everything")
+    assert barriers(page) == []
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("epsilon spent: 0.0000 of 8")).to_be_visible()
+
+
 @contextlib.contextmanager
 def dashboard_of(files, tmp_path, without=None, theme="light"):
     """The dashboard in a browser."""
@@ -280,9 +302,16 @@ from recsys_budget.cli.dashboard import explorer
 folder = Path({str(files)!r})
 explorer(*(str(folder / name) for name in ("candidates.csv", "catalogue.csv", "policy.yaml")))
 """
+    # Another page, with everything that an explorer may have.
+    everything = """
+from recsys_budget import Explorer, PrivacyBudget, PrivacyLedger, bundled_frontiers
+path, *others = bundled_frontiers()
+Explorer(path, *others, ledger=PrivacyLedger(PrivacyBudget(8.0, 1e-6)), spend=lambda epsilon: path)
+"""
     # Without its name JupyterLab would ask for the kernel.
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=kernel), root / "page.ipynb")
+    for name, code in (("page", source), ("everything", everything)):
+        nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), root / f"{name}.ipynb")
     quiet = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
     quiet.mkdir(parents=True)
     (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews":"false","checkForUpdates":false}')
@@ -298,15 +327,27 @@ explorer(*(str(folder / name) for name in ("candidates.csv", "catalogue.csv", "p
     words += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--ServerApp.port_retries=0"]
     words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     url = f"http://127.0.0.1:{port}/lab/tree/page.ipynb?reset&token={token}"
-    with served(words, environment, port, tmp_path / "log"), opened(url) as page:
+
+    def run(page):
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
         page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.ready")
         page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        walk(page, "lab")
+
+    def dark(page, name):
         page.evaluate(
             "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
         )
         page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-        shoot(page, "lab-dark")
+        shoot(page, name)
         assert barriers(page) == []
+
+    with served(words, environment, port, tmp_path / "log"):
+        with opened(url) as page:
+            run(page)
+            walk(page, "lab")
+            dark(page, "lab-dark")
+        with opened(url.replace("page.ipynb", "everything.ipynb")) as page:
+            run(page)
+            choose_epsilon(page)
+            dark(page, "everything-dark")
