@@ -232,7 +232,7 @@ def walk(page, name):
 
 
 def choose_epsilon(page):
-    """Both ways: an epsilon and what it gives, a utility and what it takes; asking to spend spends nothing."""
+    """An epsilon and what it gives, a utility and what it takes; asking to spend spends nothing."""
     from playwright.sync_api import expect
 
     epsilon = page.get_by_label("epsilon (paid for), exactly")
