@@ -269,9 +269,9 @@ def _over_epsilon(
     note = "One private run; accuracy measured on held-out users (not private)"
     if len(runs) > 1:
         note = (
-            f"{len(runs)} private runs with noise of their own: mean, lowest and highest; runs on the same "
-            "people's data are paid for one by one, and cost their sum. Accuracy measured on held-out users "
-            "(not private); slates and their figures are those of the first run"
+            f"{len(runs)} private runs with noise of their own: mean, lowest and highest. Runs on the same "
+            "people's data cost their sum. Accuracy measured on held-out users (not private); figures of "
+            "slates are the first run's"
         )
     return Frontier(
         pd.DataFrame(rows),
