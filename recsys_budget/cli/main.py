@@ -115,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=BUNDLED_SEED, help="default: %(default)s")
     generate.add_argument("--out", type=Path, required=True, help="folder to write to")
     generate.set_defaults(run=_generate)
+    frontiers = data.add_parser("frontiers", help="write the frontiers that come with the package")
+    frontiers.add_argument("--out", type=Path, required=True, help="file to write to")
+    frontiers.add_argument("--quiet", action="store_true", help="no progress bars")
+    frontiers.set_defaults(run=_frontiers)
     return parser
 
 
@@ -192,3 +196,10 @@ def _generate(options: argparse.Namespace) -> None:
     data = make_interactions(edition, options.seed)
     data.to_csv(options.out)
     print(f"{data.interactions} written to {options.out}")
+
+
+def _frontiers(options: argparse.Namespace) -> None:
+    from recsys_budget.cli.shipped import ship
+
+    ship(options.out, progress=not options.quiet)
+    print(f"Frontiers of the bundled data written to {options.out}")

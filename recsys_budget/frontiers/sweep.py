@@ -269,9 +269,9 @@ def _over_epsilon(
     note = "One private run; accuracy measured on held-out users (not private)"
     if len(runs) > 1:
         note = (
-            f"{len(runs)} private runs with noise of their own: mean, lowest and highest. Runs on the same "
-            "people's data cost their sum. Accuracy measured on held-out users (not private); figures of "
-            "slates are the first run's"
+            f"Mean of {len(runs)} private runs, and a band from the lowest to the highest; runs on the same "
+            "people's data are paid for one by one, and cost their sum. Accuracy measured on held-out users "
+            "(not private). Slates are those of the first run"
         )
     return Frontier(
         pd.DataFrame(rows),

@@ -163,7 +163,7 @@ def pool_grams(question: Question, answers: Sequence[Answer], spread: NDArray[np
 
     n = len(question.head)
     precision, total = np.zeros((n, n)), np.zeros((n, n))
-    scales = []
+    factors = []
     for answer in answers:
         asked, gram = answer.question, answer.gram
         _, here, there = np.intersect1d(question.head, asked.head, return_indices=True)
@@ -173,12 +173,12 @@ def pool_grams(question: Question, answers: Sequence[Answer], spread: NDArray[np
         place = np.ix_(here, here)
         precision[place] += weight
         total[place] += weight * scale * gram.matrix[np.ix_(there, there)]
-        scales.append((place, weight * scale))
+        factors.append((place, factor))
     # A user moves each matrix by at most 1, and what is made of it by at most its largest multiple.
-    moved = math.fsum(
-        answer.gram.sensitivity * float((multiple / precision[place]).max(initial=0.0))
-        for answer, (place, multiple) in zip(answers, scales, strict=True)
-    )
+    moved = 0.0
+    for answer, (place, factor) in zip(answers, factors, strict=True):
+        multiple = answer.gram.mechanism.noise_multiplier**-2 / (np.outer(factor, factor) * precision[place])
+        moved += answer.gram.sensitivity * float(multiple.max(initial=0.0))
     same = next(answer.gram for answer in answers if answer.question is question)
     return replace(
         same,

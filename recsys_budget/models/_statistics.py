@@ -27,10 +27,9 @@ from recsys_budget.privacy import (
 
 # Noise multipliers are looked for down to this, the least that a mechanism may have.
 _LEAST, _LEAST_SEARCHED = 0.05, 0.3
-
-
 # What a stage adds to 1 / noise**2 is at least this share of all of it.
 _SMALLEST = 1e-4
+
 _Stage = tuple[GaussianMechanism, ...]
 _Fits = Callable[[Sequence[Mechanism]], bool]
 Released = TypeVar("Released")
