@@ -94,7 +94,7 @@ def test_they_are_of_the_bundled_data_under_the_demos_rules(shipped):
 def test_nothing_is_solved_before_the_first_view(shipped, monkeypatch):
     monkeypatch.setattr(Prepared, "rerank", lambda *_, **__: pytest.fail("something was solved"))
     explorer = Explorer(*shipped)
-    assert "image/png" in explorer._repr_mimebundle_()
+    assert "image/png" in explorer._repr_mimebundle_()[0]
     assert explorer.result.certificate.privacy == "per_user"
     # Nor is anything where a point is clicked.
     operation = Operation(shipped)
