@@ -217,6 +217,7 @@ def test_the_file_says_whose_it_is_and_holds_no_model(written):
         names = archive.namelist()
         assert "NOT PUBLIC" in archive.read("README.txt").decode()
         assert names == sorted(names)
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {name.rpartition(".")[2] for name in names} == {"txt", "csv", "json", "yaml"}
         assert not any(name.startswith("history") for name in names)
         assert not any(archive.read(name).startswith(pickle.PROTO) for name in names)

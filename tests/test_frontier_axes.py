@@ -110,6 +110,9 @@ def test_figures_of_nothing_and_of_items_without_providers():
     assert provider_figures(lists, catalogue)["provider_coverage"] == 0.0
     lists["item"] = ["a", "c"]
     assert provider_figures(lists, catalogue) == {"provider_gini": 0.5, "provider_coverage": 0.5}
+    # A provider that is named counts, with or without an item left.
+    fewer = catalogue.take(np.array([0, 2]))
+    assert provider_figures(lists, fewer) == {"provider_gini": 0.5, "provider_coverage": 0.5}
     lists["item"] = ["a", "b"]
     assert provider_figures(lists, catalogue) == {"provider_gini": 0.0, "provider_coverage": 1.0}
     assert all(np.isnan(list(figures(None, catalogue).values())))
