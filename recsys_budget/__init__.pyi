@@ -41,6 +41,7 @@ from .errors import SolverTimeoutError as SolverTimeoutError
 from .errors import SpecificationError as SpecificationError
 from .errors import UnprovenBoundsError as UnprovenBoundsError
 from .frontiers import Frontier as Frontier
+from .frontiers import bundled_frontiers as bundled_frontiers
 from .frontiers import frontier as frontier
 from .frontiers import read_frontiers as read_frontiers
 from .frontiers import write_frontiers as write_frontiers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import narwhals as nw
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
-from recsys_budget.frontiers.sweep import DIVERSITY
+from recsys_budget.frontiers.basis import DIVERSITY
+from recsys_budget.frontiers.figures import figures
 from recsys_budget.rerank import (
     Certificate,
     Conflict,
@@ -56,12 +59,14 @@ class Result:
         rules: The rules with the chosen numbers.
         slates: Slates under them; None where they conflict.
         conflict: Why there are none; None where there are some.
+        room: How far each rule about all slates is from its bound, by name; see :meth:`Operation.slack`.
     """
 
     choice: Choice
     rules: tuple[Constraint, ...]
     slates: Slates | None
     conflict: Conflict | None
+    room: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def certificate(self) -> Certificate | None:
@@ -109,6 +114,8 @@ class Operation:
         self._top: dict[float | None, pd.DataFrame] = {}
         self._in_use = None if before is None else self._slates(before)
         self._populations: dict[float | None, CandidateTable] = {}
+        # Pairs of user and item as numbers, in order, and the row of the population that each is.
+        self._places: dict[float | None, tuple[NDArray[np.int64], NDArray[np.intp]]] = {}
         self._results: dict[tuple[Any, ...], Result] = {}
         self._known: list[tuple[float | None, Reranker, Point]] | None = None
 
@@ -189,7 +196,8 @@ class Operation:
                 conflict = error.conflict
         if len(self._results) >= _KEPT:
             self._results.pop(next(iter(self._results)))
-        self._results[key] = Result(choice, rules, slates, conflict)
+        room = {} if slates is None else self._room_of_all(rules, slates, choice.epsilon)
+        self._results[key] = Result(choice, rules, slates, conflict, room)
         return self._results[key]
 
     def _swept(self, epsilon: float | None, asked: Reranker) -> Point | None:
@@ -198,11 +206,11 @@ class Operation:
             self._known = [
                 (
                     point.value if frontier is self.path else self.start().epsilon,
-                    _asked_at(frontier, point),
+                    frontier.basis.asked(frontier.swept, point.value),
                     point,
                 )
                 for frontier in self.frontiers
-                if self._same_candidates(frontier)
+                if frontier.basis is not None and self._same_candidates(frontier)
                 for point in frontier.points
             ]
         for value, made, point in self._known:
@@ -237,6 +245,32 @@ class Operation:
             return replace(choice, diversity=point.value)
         return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
 
+    def point(self, frontier: Frontier, choice: Choice) -> int:
+        """The point of a frontier that is the choice; -1 where none is."""
+        places = range(len(frontier))
+        return next((place for place in places if self.at(frontier, place, choice) == choice), -1)
+
+    def place(self, frontier: Frontier, result: Result) -> tuple[float, float] | None:
+        """Where a result stands on a frontier's axes; None where it has no place there.
+
+        Measured accuracy stays that of the point at its epsilon: it was measured under the rules that the
+        path was made with.
+        """
+        known: dict[str, float] = {}
+        if result.slates is not None:
+            known = figures(result.slates, self.catalogue)
+        if frontier is self.path:
+            row = next(i for i, p in enumerate(frontier.points) if p.value == result.choice.epsilon)
+            known = {str(name): value for name, value in frontier.frame.iloc[row].items()} | known
+        elif frontier.swept in result.choice.numbers:
+            rule = next(rule for rule in self.reranker.constraints if rule.name == frontier.swept)
+            name, _ = number_of(hard_part(rule))
+            known[str(name)] = result.choice.numbers[frontier.swept]
+        elif result.choice.diversity is not None:
+            known["weight"] = result.choice.diversity
+        x, y = (float(known.get(axis, math.nan)) for axis in (frontier.x, frontier.y))
+        return None if math.isnan(x) or math.isnan(y) else (x, y)
+
     def relaxed(self, result: Result, name: str) -> Choice | None:
         """The choice with one rule of a conflict as loose as settles it; None where no number does."""
         assert result.conflict is not None
@@ -254,9 +288,7 @@ class Operation:
         Each is put to the test: the slate with the best item that gave way in its place. Either that breaks
         rules, which are named, or it lowers the objective.
         """
-        assert result.slates is not None
-        chosen = result.slates.frame
-        now = chosen.loc[chosen["user"] == user, "item"].tolist()
+        now = self._slate(result, user)
         before = self.before(result.choice.epsilon)
         first = before.loc[before["user"] == user, "item"].tolist()
         table = self._table(result, user)
@@ -286,26 +318,42 @@ class Operation:
         In the rule's own unit, negative where a soft rule is violated; of a rule with several bounds the
         least.
         """
-        assert result.slates is not None
         everybody = self._population(result.choice.epsilon)
-        chosen = result.slates.frame
         one = everybody.of(everybody.find(user))
-        mine = chosen.loc[chosen["user"] == user, "item"]
-        slack = {}
-        for rule in result.rules:
-            candidates: Any = everybody if rule.scope == "population" else one
-            if rule.scope == "population":
-                keys = everybody.users.repeat(np.diff(everybody.offsets)) + "\0"
-                keys += self.catalogue.ids.take(everybody.items)
-                at = keys.get_indexer(pd.Index(chosen["user"] + "\0" + chosen["item"]))
-            else:
-                at = pd.Index(self.catalogue.ids.take(one.items)).get_indexer(pd.Index(mine))
-            places = chosen["rank"].to_numpy() - 1 if rule.scope == "population" else np.arange(len(mine))
-            x = np.zeros((len(candidates.items), everybody.k))
-            x[at, places] = 1.0
-            lhs = rule.lhs(x if rule.positional else x.sum(axis=1), candidates)
-            slack[rule.name] = float(np.min(np.asarray(rule.rhs(candidates)) - np.asarray(lhs)))
-        return slack
+        at = _rows_of(pd.Index(one.items), pd.Index(self.catalogue.positions(self._slate(result, user))))
+        room = {
+            rule.name: _room(rule, one, at, np.arange(len(at)))
+            for rule in result.rules
+            if rule.scope == "user"
+        }
+        room |= result.room
+        return {rule.name: room[rule.name] for rule in result.rules}
+
+    def _room_of_all(
+        self, rules: tuple[Constraint, ...], slates: Slates, epsilon: float | None
+    ) -> dict[str, float]:
+        """How far each rule about all slates is from its bound."""
+        shared = [rule for rule in rules if rule.scope == "population"]
+        if not shared:
+            return {}
+        everybody, n = self._population(epsilon), len(self.catalogue)
+        if epsilon not in self._places:
+            users = np.repeat(np.arange(len(everybody)), np.diff(everybody.offsets))
+            pairs = users * n + everybody.items
+            order = np.argsort(pairs)
+            self._places[epsilon] = pairs[order], order
+        pairs, order = self._places[epsilon]
+        frame = slates.frame
+        asked = everybody.users.get_indexer(frame["user"]) * n + self.catalogue.ids.get_indexer(frame["item"])
+        at, places = order[np.searchsorted(pairs, asked)], frame["rank"].to_numpy() - 1
+        return {rule.name: _room(rule, everybody, at, places) for rule in shared}
+
+    def _slate(self, result: Result, user: str) -> list[str]:
+        """A user's items, in order."""
+        assert result.slates is not None
+        frame = result.slates.frame
+        items: list[str] = frame.loc[frame["user"] == user, "item"].tolist()
+        return items
 
     def _table(self, result: Result, user: str) -> Any:
         everybody = self._population(result.choice.epsilon)
@@ -324,7 +372,11 @@ class Operation:
     def _slates(self, before: pd.DataFrame) -> pd.DataFrame:
         if missing := [name for name in ("user", "item", "rank") if name not in before]:
             raise DataError(f"the slates in use have no column {missing[0]!r}")
-        slates = before.astype({"user": str, "item": str}).sort_values(["user", "rank"], kind="stable")
+        slates = before.astype({"user": str, "item": str})
+        slates["rank"] = pd.to_numeric(slates["rank"], errors="coerce")  # files may hold it as text
+        if slates["rank"].isna().any():
+            raise DataError("a rank of the slates in use is no number", column="rank")
+        slates = slates.sort_values(["user", "rank"], kind="stable")
         if (unknown := self.catalogue.positions(slates["item"]) < 0).any():
             raise DataError(f"item {slates['item'][unknown].iloc[0]!r} in use is not in the catalogue")
         return slates
@@ -342,15 +394,16 @@ def _native(candidates: Any) -> Any:
     return nw.from_native(candidates, eager_only=True).to_pandas()
 
 
-def _asked_at(frontier: Frontier, point: Point) -> Reranker:
-    """The objective and the rules that a point of a sweep was made with."""
-    assert frontier.basis is not None
-    assert frontier.basis.reranker is not None
-    made = frontier.basis.reranker
-    if frontier.swept == DIVERSITY:
-        return replace(made, objective=EngagementDiversity(point.value))
-    rules = [
-        with_number(rule, point.value)[0] if rule.name == frontier.swept else rule
-        for rule in made.constraints
-    ]
-    return replace(made, constraints=rules)
+def _rows_of(known: pd.Index[Any], asked: pd.Index[Any]) -> NDArray[np.intp]:
+    return np.asarray(known.get_indexer(asked), np.intp)
+
+
+def _room(rule: Constraint, candidates: Any, at: NDArray[np.intp], places: NDArray[np.integer]) -> float:
+    """The least that a rule's bounds leave, of candidates at these rows, each at its place of a slate."""
+    if rule.positional:
+        x = np.zeros((len(candidates.items), candidates.k))
+        x[at, places] = 1.0
+    else:
+        x = np.zeros(len(candidates.items))
+        x[at] = 1.0
+    return float(np.min(np.asarray(rule.rhs(candidates)) - np.asarray(rule.lhs(x, candidates))))

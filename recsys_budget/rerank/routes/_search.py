@@ -350,9 +350,16 @@ def _exchange(
 
 
 @njit
+def _copy(values: NDArray[np.int64], into: NDArray[np.int64]) -> None:
+    """``into[:] = values``, which would take numba two seconds more to compile."""
+    for at in range(len(values)):
+        into[at] = values[at]
+
+
+@njit
 def _hold(settled: NDArray[np.intp], rows: Rows, quotas: Quotas, scratch: Scratch) -> int:
     """Start a slate with the settled rows that must be in it: how many, or -1 where they do not fit."""
-    scratch.taken[:] = quotas.reserved
+    _copy(quotas.reserved, scratch.taken)
     fixed = 0
     for row in settled:
         if scratch.state[row] == IN:
@@ -397,8 +404,8 @@ def _node(
         for row in slate:
             highest += weight[row]
         if value > objective:
-            scratch.best[:] = slate
-            scratch.spare[:] = taken
+            _copy(slate, scratch.best)
+            _copy(taken, scratch.spare)
             objective = _improve(
                 scratch.best, fixed, free[:size], rows, scratch.spare, quotas, z, scratch.worth, margin
             )
