@@ -17,7 +17,7 @@ from recsys_budget.data import Interactions, SyntheticSpec, hold_out_users, make
 from recsys_budget.errors import BudgetExceededError, SpecificationError
 from recsys_budget.frontiers import frontier
 from recsys_budget.metrics import ranking_metrics
-from recsys_budget.models import PrivateItemModel, PrivatePopularity, _pool
+from recsys_budget.models import PrivateItemModel, PrivatePopularity, _pool, head_size
 from recsys_budget.models._pool import (
     Answer,
     Question,
@@ -577,6 +577,16 @@ def test_heads_follow_public_numbers_and_not_the_data(split):
         assert sizes == sorted(sizes)
         assert sizes[0] < sizes[-1] < 120
         assert [len(point.model.gram_) for point in model.epsilon_path()] == sizes
+
+
+def test_close_epsilons_share_a_head_sized_for_the_path(split):
+    model = PrivateItemModel(declared_users=64, epsilons=(2.0, 2.3, 2.6, 4.0))
+    model.fit(split.train, ledger=ledger_of(4.0))
+    mixing = [combined([gram for _, gram in model._stages[: k + 1]]) for k in range(4)]
+    wanted = [head_size(64, 120, m.noise_multiplier) for m in mixing]
+    asked = [len(answer.gram) for answer in model._released]
+    assert asked == list(sizes_asked(wanted)) != wanted
+    assert model._released[0].question is model._released[1].question
 
 
 # --- what it is good for
