@@ -29,7 +29,8 @@ lab: $(VENV)/ready
 notebooks: $(VENV)/ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ClearMetadataPreprocessor.enabled=True \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='{"kernelspec", "widgets", ("language_info", "name")}' \
-	  notebooks/*.ipynb
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='{"tags"}' \
+	  notebooks/*.ipynb notebooks/workshop/*.ipynb notebooks/workshop/solutions/*.ipynb
 
 # The site, without a network and without a warning: out/docs/html/index.html.
 docs: $(VENV)/ready

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -84,7 +85,9 @@ SEVERITY = {
 }
 
 # Where the repository is published, as "owner/name"; the launchers need it, and nothing else does.
-REPOSITORY = os.environ.get("DOCS_REPOSITORY", "")
+REPOSITORY = os.environ.get("DOCS_REPOSITORY") or os.environ.get("GITHUB_REPOSITORY", "")
+if REPOSITORY and not re.fullmatch(r"[\w.-]+/[\w.-]+", REPOSITORY):
+    raise ExtensionError(f"DOCS_REPOSITORY={REPOSITORY!r}; give owner/name")
 
 
 def pitfalls_by_severity(text: str) -> str:
@@ -123,10 +126,11 @@ def public_names() -> str:
 
 def command_line() -> str:
     """The page with the help of every command, as the program prints it."""
-    commands = ["", "demo", "rerank", "doctor", "data list", "data fetch", "data generate"]
+    commands = ["", "demo", "rerank", "dashboard", "doctor"]
+    commands += ["data list", "data fetch", "data generate", "data frontiers"]
     body = [
-        "# Command line\n\nEvery command exits with 0 when done, with 1 when something was refused, and "
-        "with 2 after wrong usage.\n"
+        "# Command line\n\nEvery command exits with 0 when done, with 1 when something was refused, with 2 "
+        "after wrong usage, and with 3 when no slates satisfy the rules.\n"
     ]
     for command in commands:
         printed = io.StringIO()
@@ -138,6 +142,19 @@ def command_line() -> str:
     return "\n".join(body)
 
 
+def with_words(notebook: str) -> str:
+    """A notebook whose pictures have words; else the name of their file would be read out."""
+    parsed = json.loads(notebook)
+    for cell in parsed["cells"]:
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                said = " ".join("".join(output["data"].get("text/plain", ())).split())
+                # A widget describes its picture; a figure of matplotlib says "<Figure size ...>".
+                said = "The figure that the code above draws" if said[:1] in ("", "<") else said
+                cell["metadata"].setdefault("mystnb", {}).setdefault("image", {}).setdefault("alt", said)
+    return json.dumps(parsed, indent=1, ensure_ascii=False) + "\n"
+
+
 def generate(app: Sphinx) -> None:
     """Make the pages that repeat what stands elsewhere; those that are right already stay as they are."""
     os.environ["COLUMNS"] = "100"
@@ -147,7 +164,7 @@ def generate(app: Sphinx) -> None:
         "reference/command-line.md": command_line(),
     }
     for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
-        pages[f"tutorial/{notebook.name}"] = notebook.read_text(encoding="utf-8")
+        pages[f"tutorial/{notebook.name}"] = with_words(notebook.read_text(encoding="utf-8"))
     for stale in set((HERE / "tutorial").glob("*.ipynb")) - {HERE / name for name in pages}:
         stale.unlink()
     for name, text in pages.items():
@@ -166,6 +183,12 @@ def launchers(
         colab = f"https://colab.research.google.com/github/{REPOSITORY}/blob/HEAD/{path}"
         links = f'<a href="{binder}">Open in Binder</a> · <a href="{colab}">Open in Colab</a>'
         context["body"] = f'<p class="launch">{links}</p>{context.get("body", "")}'
+
+
+def addressed(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Say where the repository is on the page about launching, once that is known."""
+    if REPOSITORY and docname == "how-to/launch":
+        source[0] = source[0].replace("OWNER/NAME", REPOSITORY)
 
 
 def of_this_package(
@@ -188,4 +211,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", start_on_the_second_line, priority=400)
     app.connect("autodoc-skip-member", of_this_package)
     app.connect("builder-inited", generate, priority=100)
+    app.connect("source-read", addressed)
     app.connect("html-page-context", launchers)

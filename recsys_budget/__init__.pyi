@@ -41,7 +41,10 @@ from .errors import SolverTimeoutError as SolverTimeoutError
 from .errors import SpecificationError as SpecificationError
 from .errors import UnprovenBoundsError as UnprovenBoundsError
 from .frontiers import Frontier as Frontier
+from .frontiers import bundled_frontiers as bundled_frontiers
 from .frontiers import frontier as frontier
+from .frontiers import read_frontiers as read_frontiers
+from .frontiers import write_frontiers as write_frontiers
 from .metrics import intra_list_diversity as intra_list_diversity
 from .metrics import ranking_metrics as ranking_metrics
 from .models import EASE as EASE

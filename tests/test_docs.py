@@ -8,12 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 import pytest
+from notebook_runs import execute
+from packaging.specifiers import SpecifierSet
 from sphinx.errors import ExtensionError
 from sphinx.util.inventory import InventoryFile
 
@@ -46,11 +49,14 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.ids: set[str] = set()
         self.text: list[str] = []
+        self.words: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self.ids |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "img":
+            self.words.append(given.get("alt", ""))
         if tag == "a" or (tag == "link" and given.get("rel") not in ("stylesheet", "icon", "preload")):
             self.links.append(given.get("href", ""))
         else:
@@ -145,6 +151,45 @@ def test_notebooks_are_shown_as_they_are_stored(path, pages, site):
     assert sum("_images/" in load for load in page.loads) >= pictures
 
 
+EXPLORED = """
+import pandas as pd
+from recsys_budget import CategoryMinimum, EngagementDiversity, ItemCatalogue, Reranker, SlateSize, frontier
+
+items = [f"i{n}" for n in range(8)]
+catalogue = ItemCatalogue.from_frame(pd.DataFrame({"item": items, "categories": ["Drama", "News"] * 4}))
+candidates = pd.DataFrame({"user": "u1", "item": items, "relevance": range(8)})
+reranker = Reranker(EngagementDiversity(0.3), [SlateSize(3), CategoryMinimum("News", 1)])
+frontier(candidates, catalogue, "diversity", (0, 0.5), reranker=reranker, progress=False).explore()
+"""
+
+
+def test_an_explorer_is_shown_as_its_picture_with_words(tmp_path, configuration):
+    """A page runs no kernel: what was stored of a widget must be seen, and not the name of the widget."""
+    heading, cell = nbformat.v4.new_markdown_cell("# Page"), nbformat.v4.new_code_cell(EXPLORED)
+    notebook = execute(nbformat.v4.new_notebook(cells=[heading, cell]), tmp_path)
+    assert "application/vnd.jupyter.widget-view+json" in notebook.cells[1].outputs[-1].data
+    source = tmp_path / "source"
+    source.mkdir()
+    text = configuration.with_words(nbformat.writes(notebook))
+    (source / "index.ipynb").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "-c", DOCS, source, tmp_path / "html"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    html = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
+    (alt,) = re.findall(r'<img alt="([^"]*)" src="_images/', html)
+    assert "points from engagement" in alt
+    assert "VBox(" not in html
+    assert "widget-view+json" not in html
+
+
+def test_every_picture_on_the_site_has_words(pages):
+    described = [alt for page in pages.values() for alt in page.words]
+    assert described
+    assert [alt for alt in described if not alt or re.search(r"\.(?:png|svg)$", alt)] == []
+
+
 def test_every_pitfall_is_on_the_page_by_severity(pages, site):
     rows = [line for line in (DOCS / "pitfalls.md").read_text("utf-8").splitlines() if line.startswith("| ")]
     shown = (site / "explanation" / "pitfalls.html").read_text("utf-8")
@@ -167,7 +212,7 @@ def test_a_new_section_of_pitfalls_needs_a_severity(configuration):
 
 def test_every_command_is_in_the_reference(pages, site):
     shown = "".join(pages[site / "reference" / "command-line.html"].text)
-    for option in ("--epsilon", "--policy", "--strict", "--edition", "--sha256"):
+    for option in ("--epsilon", "--policy", "--strict", "--edition", "--sha256", "--slates"):
         assert option in shown
 
 
@@ -182,6 +227,62 @@ def test_launchers_appear_once_the_repository_has_an_address(configuration, monk
     context = {"body": "<p>text</p>"}
     configuration.launchers(None, "how-to/budget", "page.html", context, None)
     assert context["body"] == "<p>text</p>"
+
+
+def test_the_address_stands_on_the_page_about_launching(configuration, monkeypatch):
+    text = (DOCS / "how-to" / "launch.md").read_text(encoding="utf-8")
+    source = [text]
+    configuration.addressed(None, "how-to/launch", source)
+    assert source == [text]
+    monkeypatch.setattr(configuration, "REPOSITORY", "owner/name")
+    configuration.addressed(None, "how-to/budget", source)
+    assert source == [text]
+    configuration.addressed(None, "how-to/launch", source)
+    assert "OWNER/NAME" not in source[0]
+    assert "git+https://github.com/owner/name" in source[0]
+    assert source[0].count("owner/name") == text.count("OWNER/NAME")
+
+
+def test_an_address_that_is_none_stops_the_build(tmp_path):
+    done = subprocess.run(
+        [sys.executable, DOCS / "conf.py"], capture_output=True, text=True, check=False,
+        env=os.environ | {"DOCS_REPOSITORY": "https://example.org/owner/name"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "give owner/name" in done.stderr
+
+
+def test_what_launching_names_is_there():
+    text = (DOCS / "how-to" / "launch.md").read_text(encoding="utf-8")
+    for notebook in re.findall(r"notebooks/\w+\.ipynb", text):
+        assert (ROOT / notebook).is_file()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (extras,) = re.findall(r"recsys-budget\[([\w,]+)\]", text)
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    runtime = (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8").strip()
+    assert re.fullmatch(r"python-3\.\d+", runtime)
+    assert SpecifierSet(project["requires-python"]).contains(runtime.removeprefix("python-"))
+
+
+def test_commands_on_pages_are_commands():
+    """Every line that starts a command of ours has options that the command knows."""
+    from recsys_budget.cli.doctor import parser as doctors
+    from recsys_budget.cli.main import _parser
+
+    pages = [*DOCS.rglob("*.md"), ROOT / "README.md"]
+    lines = {
+        line
+        for page in pages
+        for line in re.findall(
+            r"^(?: {4,}|\$ )?(recsys-budget .*)$", page.read_text("utf-8"), flags=re.MULTILINE
+        )
+        if page.name != "command-line.md"
+    }
+    assert len(lines) > 10
+    for line in lines:
+        _, *words = shlex.split(line, comments=True)
+        parser = doctors() if words[0] == "doctor" else _parser()
+        parser.parse_args(words[1:] if words[0] == "doctor" else words)
 
 
 def test_binder_installs_under_the_one_set_of_constraints():

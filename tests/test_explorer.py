@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import base64
+import copy
+import re
+import sys
+import types
+from dataclasses import replace
 
 import ipywidgets
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import traitlets
+from nbconvert import HTMLExporter
 
 from recsys_budget.constraints import (
     CategoryMaximum,
@@ -18,12 +26,15 @@ from recsys_budget.constraints import (
 )
 from recsys_budget.data import ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
 from recsys_budget.errors import SpecificationError
-from recsys_budget.frontiers import Frontier, frontier
+from recsys_budget.frontiers import Basis, Frontier, Point, frontier
+from recsys_budget.frontiers.figures import figures
+from recsys_budget.metrics import gini
 from recsys_budget.models import Popularity, PrivateAutoencoder
-from recsys_budget.privacy import PrivacyBudget, PrivacyLedger
+from recsys_budget.privacy import PrivacyBudget, PrivacyLedger, round_up
 from recsys_budget.privacy.words import best_bet, in_words
 from recsys_budget.rerank import Engagement, EngagementDiversity, Reranker
 from recsys_budget.widgets import Explorer
+from recsys_budget.widgets.front import chart_of
 
 HOSTILE = "<img src=x onerror=alert(1)> $x_{$"
 
@@ -64,7 +75,9 @@ def texts(widget):
 
 
 def control(explorer, name):
-    return explorer._controls[name]
+    if name == "epsilon":
+        return explorer._path.slider
+    return explorer._sliders.weight if name == "diversity" else explorer._sliders.rules[name]
 
 
 def test_it_starts_where_the_frontier_was_made(explorer, rules):
@@ -90,17 +103,17 @@ def test_a_slider_changes_the_slates_and_tells_observers(explorer, rules):
 
 
 def test_a_point_that_is_clicked_becomes_the_choice(explorer, swept, rules):
-    explorer._fronts[0].selected = 2
+    explorer._views[0].front.selected = 2
     assert explorer.value["diversity"] == control(explorer, "diversity").value == 0.6
     figures = swept[0].frame.iloc[2]
-    assert explorer._fronts[0].now == pytest.approx([figures["diversity"], figures["engagement"]])
-    explorer._fronts[1].selected = 3
+    assert explorer._views[0].front.now == pytest.approx([figures["diversity"], figures["engagement"]])
+    explorer._views[1].front.selected = 3
     assert explorer.value["rules"][rules[2].name] == 3
     assert explorer.value["diversity"] == 0.6
     control(explorer, "diversity").value = 0.45
-    assert explorer._fronts[0].selected == -1
+    assert explorer._views[0].front.selected == -1
     control(explorer, "diversity").value = 0.3
-    assert explorer._fronts[0].selected == 1
+    assert explorer._views[0].front.selected == 1
 
 
 def test_code_chooses_and_mistakes_change_nothing(explorer, rules):
@@ -108,11 +121,15 @@ def test_code_chooses_and_mistakes_change_nothing(explorer, rules):
     assert control(explorer, "diversity").value == 0.25
     assert control(explorer, rules[1].name).value == 1
     assert explorer.value["rules"][rules[2].name] == 1
-    before = explorer.result
-    for wrong in ({"weight": 1}, {"rules": {"no such": 1}}, {"user": "nobody"}, {"epsilon": 1.0}):
+    before, value = explorer.result, explorer.value
+    wrong = [{"weight": 1}, {"rules": {"no such": 1}}, {"user": "nobody"}, {"epsilon": 1.0}]
+    wrong += [{"diversity": 1.5}, {"rules": {rules[1].name: -1}}, {"rules": {rules[1].name: 1.5}}]
+    for mistake in wrong:
         with pytest.raises(SpecificationError):
-            explorer.value = wrong
+            explorer.value = mistake
         assert explorer.result is before
+        assert explorer.value == value
+        assert control(explorer, "diversity").value == 0.25
 
 
 def test_a_conflict_is_shown_and_a_button_settles_it(split, swept, rules):
@@ -219,12 +236,13 @@ def test_what_comes_from_data_is_escaped(split):
 
 
 def test_the_picture_stands_in_where_no_front_loads(explorer):
-    assert 'alt="3 points' in explorer._picture.value
-    explorer._fronts[0].loaded = True
-    assert explorer._picture.value == ""
-    bundle = explorer._repr_mimebundle_()
+    assert 'alt="3 points' in explorer._views[0].picture.value
+    explorer._views[0].front.loaded = True
+    assert explorer._views[0].picture.value == ""
+    bundle, metadata = explorer._repr_mimebundle_()
     assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
     assert "3 points" in bundle["text/plain"]
+    assert metadata["image/png"]["alt"] == bundle["text/plain"]
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
@@ -286,34 +304,193 @@ def test_moving_spends_nothing_and_a_confirmed_button_does(along):
     explorer.value = {"epsilon": epsilons[0]}
     assert control(explorer, "epsilon").value == epsilons[0]
     control(explorer, "epsilon").value = epsilons[-1]
-    (amount, ask), (confirm, _) = (
-        explorer._spending.children[0].children,
-        explorer._spending.children[1].children,
-    )
-    amount.value = 2.0
-    assert "2" in ask.description
-    ask.click()
-    assert explorer._spending.children[1].layout.display == ""
+    spending = explorer._spending
+    spending.amount.value = 2.0
+    assert "2" in spending.ask.description
+    assert f"epsilon 2 more, at most {round_up(spent + 2.0):g} in all" in explorer._budget.value
+    spending.ask.click()
+    assert spending._sure.layout.display == ""
+    spending.cancel.click()
+    assert spending._sure.layout.display == "none"
+    spending.ask.click()
     assert ledger.spent == spent
     assert not asked
-    assert confirm.description == "Spend epsilon 2 for good"
-    confirm.click()
+    assert spending.confirm.description == "Spend epsilon 2 for good"
+    spending.confirm.click()
     assert asked == [2.0]
     assert ledger.spent > spent
     assert explorer.value["epsilon"] == explorer._operation.epsilons[-1]
     assert explorer._operation.path is not path
 
 
-def test_the_utility_wanted_gives_the_epsilon_it_takes(along):
-    _, path, _ = along
-    explorer = path.explore()
-    utilities = path.frame["recall@5"]
-    explorer._wanted.value = float(utilities.min())
-    reaching = [p.value for p, u in zip(path.points, utilities, strict=True) if u >= utilities.min() - 1e-12]
-    assert explorer.value["epsilon"] == min(reaching)
-    explorer._wanted.value = 1.0
-    assert "No model" in explorer._status.value
-    assert "recall" in explorer._status.value
+class Offers:
+    """A stand-in for a model at one epsilon: the same candidates whatever it cost."""
+
+    def __init__(self, candidates):
+        self.recommend = lambda histories, n: candidates
+
+
+@pytest.fixture
+def banded(split, rules):
+    """A path of four models, the mean of several runs with their band."""
+    served = split.fold_in.take_users(np.arange(6))
+    candidates = Popularity().fit(split.train).recommend(served, 30)
+    slates = Reranker(EngagementDiversity(0.2), rules).rerank(candidates, split.train.catalogue)
+    epsilons = (0.5, 1.0, 2.0, 4.0)
+    frame = pd.DataFrame(
+        {
+            "epsilon": epsilons,
+            "recall@5": [0.10, 0.20, 0.18, 0.30],
+            "low": [0.05, 0.12, 0.17, 0.25],
+            "high": [0.12, 0.26, 0.19, 0.35],
+            "standard_error": [0.01] * 4,
+        }
+    )
+    return Frontier(
+        frame,
+        "epsilon",
+        "recall@5",
+        "less",
+        error="standard_error",
+        band=("low", "high"),
+        points=tuple(Point(e, slates, model=Offers(candidates)) for e in epsilons),
+        swept="epsilon",
+        basis=Basis(Offers(candidates), served, Reranker(EngagementDiversity(0.2), rules), None, 30),
+    )
+
+
+@pytest.mark.parametrize(
+    ("utility", "epsilon", "said"),
+    [
+        (0.05, 0.5, "takes epsilon 0.5 on average over runs of the noise, 0.5 to have it in every run"),
+        (0.11, 1.0, "takes epsilon 1 on average over runs of the noise, 1 to have it in every run"),
+        (0.15, 1.0, "takes epsilon 1 on average over runs of the noise, 2 to have it in every run"),
+        (0.19, 1.0, "takes epsilon 1 on average over runs of the noise, 4 to have it in every run"),
+        (0.28, 4.0, "takes epsilon 4 on average; none gave it in every run"),
+    ],
+)
+def test_the_utility_wanted_gives_the_epsilon_it_takes(banded, utility, epsilon, said):
+    explorer = banded.explore()
+    explorer.value = {"epsilon": 2.0}
+    path = explorer._path
+    path.wanted.value = utility
+    assert explorer.value["epsilon"] == epsilon
+    assert said in path._takes.value
+    path.wanted.value = 1.0
+    assert "No model on this path reaches recall@5 1.000; the best has 0.300" in path._takes.value
+    assert explorer.value["epsilon"] == epsilon
+
+
+def test_one_run_says_that_it_is_one(banded):
+    path = replace(banded, band=None).explore()._path
+    path.wanted.value = 0.15
+    assert "takes epsilon 1, measured on one run of the noise" in path._takes.value
+    assert "over runs" not in path._means.value
+
+
+def test_an_epsilon_says_what_it_means_and_gives(banded):
+    ledger = PrivacyLedger(PrivacyBudget(6.0, 1e-5))
+    explorer = banded.explore(ledger=ledger)
+    explorer.value = {"epsilon": 1.5}
+    said = explorer._path._means.value
+    assert explorer.value["epsilon"] == 1.0
+    assert f"Epsilon 1 with delta 1e-05: {in_words(1.0, 1e-5)}" in said
+    assert "recall@5 is 0.200, plus or minus 0.01 over users; 0.120 to 0.260 over runs" in said
+    alone = banded.explore()._path._means.value
+    assert f"Epsilon 4 with any delta up to 0.0001: {in_words(4.0, 1e-4)}" in alone
+    assert "recall@5 is 0.300" in alone
+
+
+def test_the_page_is_told_of_bands_and_conflicts(banded, swept, rules):
+    points = chart_of(banded)["points"]
+    assert [point["band"] for point in points] == [[0.05, 0.12], [0.12, 0.26], [0.17, 0.19], [0.25, 0.35]]
+    assert points[1]["text"] == "epsilon 1, recall@5 0.2 plus or minus 0.01, 0.12 to 0.26 over runs"
+    assert points[2]["text"].endswith("beaten by another point")
+    basis, first = swept[0].basis, rules[1].category
+    base = Reranker(constraints=[*rules, CategoryMinimum(first, 1)], gap=0.01)
+    varied = frontier(
+        basis.source, basis.catalogue, f"at least 1 {first}", [2, 3], reranker=base, progress=False
+    )
+    possible, impossible = chart_of(varied)["points"]
+    assert "impossible" not in possible["text"]
+    assert impossible["y"] is impossible["band"] is None
+    names = " and ".join(varied.points[1].conflict.names)
+    assert impossible["text"] == f"count 3, impossible: {names} conflict"
+
+
+def test_the_choice_has_a_place_on_other_axes(swept, split):
+    providers = swept[0].against("provider_gini")
+    explorer = providers.explore(swept[1])
+    explorer.value = {"diversity": 0.6}
+    at = swept[0].frame.iloc[2]
+    assert explorer._views[0].front.now == pytest.approx([at["provider_gini"], at["engagement"]])
+    assert explorer._views[0].front.selected == 2
+    explorer.value = {"diversity": 0.45}
+    gini_there = figures(explorer.result.slates, split.train.catalogue)["provider_gini"]
+    assert explorer._views[0].front.now[0] == pytest.approx(gini_there)
+
+
+def test_providers_are_counted_before_and_after(explorer, split):
+    explorer.value = {"diversity": 0.6}
+    catalogue = split.train.catalogue
+    owners = catalogue.to_frame().set_index("item")["provider"]
+    half = len(catalogue.provider_names) // 2
+    for lists in (explorer._operation.before(None), explorer.result.slates.frame):
+        places = owners[lists["item"]].value_counts().reindex(catalogue.provider_names, fill_value=0)
+        least = places.sort_values().iloc[:half].sum() / places.sum()
+        for said in (f"{least:.1%}", f"{(places > 0).sum()} of {len(places)}", f"{gini(places):.3f}"):
+            assert f"<td>{said}</td>" in explorer._providers.value
+    assert "not private" in explorer._providers.value
+
+
+def test_a_slider_is_called_what_its_rule_asks(explorer, rules):
+    second = rules[2]
+    control(explorer, second.name).value = 2
+    slider, box = control(explorer, second.name).children
+    assert slider.description == f"at least 2 {second.category}"
+    assert box.description == f"at least 2 {second.category}, exactly"
+    box.value = 3
+    assert explorer.value["rules"][second.name] == slider.value == 3
+
+
+def test_a_receipt_knows_its_delta(banded):
+    point = banded.points[0]
+    point.model.receipt_ = types.SimpleNamespace(delta=1e-3)
+    assert "with delta 0.001: " in banded.explore()._path._means.value
+
+
+def test_a_saved_notebook_shows_a_picture_without_a_kernel(explorer):
+    """As nbconvert makes a page of it: without state of widgets, or with state and the documented setting."""
+    data, metadata = explorer._repr_mimebundle_()
+    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+    cell = nbformat.v4.new_code_cell("explorer", outputs=[output])
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    stateful = copy.deepcopy(notebook)
+    state = {"state": {explorer.model_id: {"model_name": "VBoxModel"}}, "version_major": 2}
+    stateful.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
+    setting = traitlets.config.Config()
+    setting.NbConvertBase.display_data_priority = ["image/png", "text/html", "text/plain"]
+    for page, exporter in (
+        (notebook, HTMLExporter()),
+        (notebook, HTMLExporter(template_name="classic")),
+        (stateful, HTMLExporter(config=setting)),
+    ):
+        html, _ = exporter.from_notebook_node(page)
+        (image,) = re.findall("<img[^>]*>", html)
+        assert data["image/png"].strip() in image.replace("\n", "")
+        assert f'"model_id": "{explorer.model_id}"' not in html
+        if exporter.template_name == "classic":  # the other template drops the words
+            assert f'alt="{metadata["image/png"]["alt"]}"' in image
+
+
+def test_colab_is_asked_to_let_widgets_in(explorer, monkeypatch):
+    asked = []
+    output = types.SimpleNamespace(enable_custom_widget_manager=lambda: asked.append(True))
+    explorer._repr_mimebundle_()
+    assert not asked
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(output=output))
+    explorer._repr_mimebundle_()
+    assert asked == [True]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0, 4.0])

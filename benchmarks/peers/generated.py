@@ -86,7 +86,13 @@ class Generated:
         """The items, with their primary category alone or all of them."""
         codes = [[c] for c in self.first] if primary else [np.flatnonzero(row) for row in self.member]
         named = [[NAMES[c] for c in row] for row in codes]
-        frame = pd.DataFrame({"item": [f"i{j}" for j in range(N_ITEMS)], "categories": named})
+        frame = pd.DataFrame(
+            {
+                "item": [f"i{j}" for j in range(N_ITEMS)],
+                "categories": named,
+                "provider": [f"p{p}" for p in self.provider],
+            }
+        )
         return ItemCatalogue.from_frame(frame, category_names=NAMES)
 
     def frame(self, catalogue: ItemCatalogue, users: NDArray[np.integer]) -> pd.DataFrame:

@@ -8,7 +8,8 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -106,18 +107,12 @@ def extract(
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".extract-") as scratch:
         folder = Path(scratch, into.name)
         folder.mkdir()
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                if len(opened.infolist()) > max_files:
-                    raise DataError(f"lists more than the {max_files} entries allowed", path=archive)
-                entries = _checked_entries(opened, archive)
-                home = _folder_holding(members, entries, archive)
-                room = max_bytes
-                for name in (*members, *optional):
-                    if home + name in entries:
-                        room -= _unpack(opened, entries[home + name], folder / name, room, archive)
-        except (zipfile.BadZipFile, OSError, UnicodeDecodeError, NotImplementedError) as error:
-            raise DataError(f"cannot be read as a zip archive: {error}", path=archive) from error
+        with opened_zip(archive, max_files) as (opened, entries):
+            home = _folder_holding(members, entries, archive)
+            room = max_bytes
+            for name in (*members, *optional):
+                if home + name in entries:
+                    room -= _unpack(opened, entries[home + name], folder / name, room, archive)
         try:
             folder.replace(into)
         except OSError as error:
@@ -125,6 +120,43 @@ def extract(
             if not all((into / name).is_file() for name in members):
                 reason = f"is in the way: it exists without {', '.join(members)}; move it away"
                 raise DataError(reason, path=into) from error
+
+
+@contextmanager
+def opened_zip(archive: Path, max_files: int) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """A zip archive and its entries by name, whose names were checked.
+
+    Raises:
+        DataError: As for :func:`extract`.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if len(opened.infolist()) > max_files:
+                raise DataError(f"lists more than the {max_files} entries allowed", path=archive)
+            yield opened, _checked_entries(opened, archive)
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, NotImplementedError) as error:
+        raise DataError(f"cannot be read as a zip archive: {error}", path=archive) from error
+
+
+def unpacked(opened: zipfile.ZipFile, info: zipfile.ZipInfo, room: int, archive: Path) -> Iterator[bytes]:
+    """An entry, piece by piece, of at most ``room`` bytes in all, whatever its header says.
+
+    Raises:
+        DataError: It is longer, encrypted, packed in an unusual way or damaged.
+    """
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{info.filename!r} is encrypted or not deflated; refused", path=archive)
+    size = 0
+    try:
+        with opened.open(info) as source:
+            while chunk := source.read(_CHUNK):
+                size += len(chunk)
+                if size > room:
+                    reason = f"{info.filename!r} unpacks to more than the bytes allowed ({room} left)"
+                    raise DataError(reason, path=archive)
+                yield chunk
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise DataError(f"{info.filename!r} cannot be unpacked: {error}", path=archive) from error
 
 
 class _HttpsRedirects(HTTPRedirectHandler):
@@ -169,17 +201,7 @@ def _folder_holding(members: Collection[str], entries: Collection[str], archive:
 
 
 def _unpack(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, room: int, archive: Path) -> int:
-    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"{info.filename!r} is encrypted or not deflated; refused", path=archive)
-    size = 0
-    try:
-        with opened.open(info) as source, target.open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                size += len(chunk)
-                if size > room:
-                    reason = f"{info.filename!r} unpacks to more than the bytes allowed ({room} left)"
-                    raise DataError(reason, path=archive)
-                file.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        raise DataError(f"{info.filename!r} cannot be unpacked: {error}", path=archive) from error
-    return size
+    with target.open("wb") as file:
+        for chunk in unpacked(opened, info, room, archive):
+            file.write(chunk)
+        return file.tell()

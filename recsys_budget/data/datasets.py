@@ -186,6 +186,18 @@ def _how_to_get(dataset: Dataset, home: Path) -> str:
     return f"the dataset {dataset.name!r} is not there; {', '.join(ways)}"
 
 
+def bundled_folder() -> Path:
+    """Where the data lies that comes with the package.
+
+    Raises:
+        DataError: It is not there: the package was installed without its data.
+    """
+    for folder in _BUNDLED:
+        if folder.is_dir():
+            return folder
+    raise DataError("the data that comes with the package is not there; install it again", path=_BUNDLED[0])
+
+
 def _read_bundled(folder: Path) -> Interactions:
     return read_interactions(folder / "interactions.csv", catalogue=read_catalogue(folder / "items.csv"))
 

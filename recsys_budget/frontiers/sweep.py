@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, SpecificationError
-from recsys_budget.frontiers.basis import Basis
+from recsys_budget.frontiers.basis import DIVERSITY, EPSILON, Basis
 from recsys_budget.frontiers.bound import steps_bound, weights_bound
 from recsys_budget.frontiers.figures import figures, provider_figures, standard_error
 from recsys_budget.frontiers.frontier import Frontier, Point
@@ -22,7 +22,6 @@ from recsys_budget.rerank import EngagementDiversity, Reranker, Slates
 from recsys_budget.rerank.loosening import with_number
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
-EPSILON, DIVERSITY = "epsilon", "diversity"
 
 
 def frontier(
@@ -269,9 +268,9 @@ def _over_epsilon(
     note = "One private run; accuracy measured on held-out users (not private)"
     if len(runs) > 1:
         note = (
-            f"{len(runs)} private runs with noise of their own: mean, lowest and highest; runs on the same "
+            f"Mean of {len(runs)} private runs, and a band from the lowest to the highest; runs on the same "
             "people's data are paid for one by one, and cost their sum. Accuracy measured on held-out users "
-            "(not private); slates and their figures are those of the first run"
+            "(not private). Slates are those of the first run"
         )
     return Frontier(
         pd.DataFrame(rows),

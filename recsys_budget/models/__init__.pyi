@@ -1,5 +1,4 @@
 from .als import PrivateALS as PrivateALS
-from .autoencoder import PathPoint as PathPoint
 from .autoencoder import PrivateAutoencoder as PrivateAutoencoder
 from .base import Recommender as Recommender
 from .baselines import EASE as EASE
@@ -8,6 +7,7 @@ from .implicit_als import ImplicitALS as ImplicitALS
 from .item_model import PrivateItemModel as PrivateItemModel
 from .item_model import counts_share as counts_share
 from .item_model import head_size as head_size
+from .path import PathPoint as PathPoint
 from .private_popularity import PrivatePopularity as PrivatePopularity
 from .rule import recommend_model as recommend_model
 from .trainer import PrivateTrainer as PrivateTrainer

@@ -20,6 +20,12 @@ def require_seed(seed: object) -> None:
         raise SpecificationError(f"insecure_seed is {seed!r}; give a whole number from 0, or None")
 
 
+def require_epsilons(epsilons: object) -> None:
+    """Raise SpecificationError unless this is a sequence of positive numbers, which may be empty."""
+    if not isinstance(epsilons, Sequence) or not all(isinstance(e, int | float) and e > 0 for e in epsilons):
+        raise SpecificationError(f"epsilons are {epsilons!r}; give a sequence of positive numbers, or ()")
+
+
 def fitting(
     schedule: Callable[[float, int], Sequence[Mechanism]],
     ledger: PrivacyLedger,

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -18,8 +18,9 @@ from sklearn.utils.validation import check_is_fitted
 from recsys_budget._extras import extra
 from recsys_budget.data import Interactions
 from recsys_budget.errors import CheckpointError, SpecificationError
-from recsys_budget.models._constants import fitting, require_seed, require_whole
+from recsys_budget.models._constants import fitting, require_epsilons, require_seed, require_whole
 from recsys_budget.models.base import Recommender
+from recsys_budget.models.path import PathPoint
 from recsys_budget.models.warm_start import (
     head_of,
     log_popularity,
@@ -67,21 +68,6 @@ _RUNNING = ("progress", "device", "check_sensitivity", "checkpoint", "checkpoint
 _ALL_ITEMS, _NEGATIVES = 2**14, 2**12
 # Budget of the counts and of the steps beside that of the Gram matrix, in 1 / noise**2.
 _COUNTS_TO_GRAM, _STEPS_TO_GRAM = 1 / 9, 1 / 4
-
-
-@dataclass(frozen=True)
-class PathPoint:
-    """The model as it stood when training had cost this much.
-
-    Attributes:
-        epsilon: Epsilon up to here, by PLD.
-        steps: Steps up to here.
-        model: The recommender with the parameters of that moment.
-    """
-
-    epsilon: float
-    steps: int
-    model: PrivateAutoencoder
 
 
 class PrivateAutoencoder(Recommender):
@@ -346,9 +332,7 @@ class PrivateAutoencoder(Recommender):
             )
         MultinomialLoss(rule["negatives"])
         SampledGaussianMechanism(1.0, rule["sample_rate"], rule["steps"])
-        path = self.epsilons
-        if not isinstance(path, Sequence) or not all(isinstance(e, int | float) and e > 0 for e in path):
-            raise SpecificationError(f"epsilons are {path!r}; give a sequence of positive numbers, or ()")
+        require_epsilons(self.epsilons)
         require_seed(self.insecure_seed)
 
     def _check_checkpoint(self, ledger: PrivacyLedger, resume: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,18 @@ from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import SpecificationError
 from recsys_budget.models._constants import require_whole
 from recsys_budget.models._denoise import least_squares, leave_one_out, prior_weights, shrink
+from recsys_budget.models._pool import (
+    Answer,
+    Question,
+    believed,
+    combined,
+    known,
+    outgrown,
+    pool_counts,
+    pool_grams,
+    shares,
+    sizes_asked,
+)
 from recsys_budget.models._relations import centred, relations
 from recsys_budget.models._statistics import StatisticsModel
 from recsys_budget.privacy import GaussianMechanism, NoisyGram, NoisyValues, PrivateQueries
@@ -59,7 +72,7 @@ def counts_share(users_per_noise: float) -> float:
     return min(_COUNTS_FACTOR / math.sqrt(users_per_noise), _MOST_FOR_COUNTS)
 
 
-class PrivateItemModel(StatisticsModel):
+class PrivateItemModel(StatisticsModel[Answer]):
     """Linear item-item model, differentially private for users, in closed form from two noisy statistics.
 
     Two mechanisms spend from the ledger in one reservation, made before any data is read:
@@ -87,6 +100,14 @@ class PrivateItemModel(StatisticsModel):
     A score is popularity plus prediction, in expected interactions; items outside the head get popularity and
     what their provider says. A served user's own history is read when scoring, which costs nothing.
 
+    With ``epsilons`` the budget is spent in stages, and :meth:`epsilon_path` has a model for each. Every
+    stage releases both statistics anew, each with noise of its own, and a model uses all releases so far by
+    the inverse of their variance. Counts of k stages so are what one release of that budget would have been.
+    What is asked of the matrix may change on the way: a larger budget wants a larger head. Answers to
+    different questions are put on one scale by what counts say of each item's variance (``models/_pool.py``);
+    so the models are about as good as if each had been fitted alone, and together they cost what the last
+    does. Where the epsilons stand close, some lag behind (``docs/choosing_a_model.md``).
+
     All constructor arguments are public constants; the defaults follow
     :func:`~recsys_budget.models.recommend_model`.
 
@@ -98,12 +119,14 @@ class PrivateItemModel(StatisticsModel):
         counts_share: Share of 1 / noise**2 that the counts get, strictly between 0 and 1; None follows
             :func:`counts_share`.
         use_catalogue: Whether relations of the public catalogue are used, where it has any.
+        epsilons: At which to keep a model: see :meth:`epsilon_path`.
         insecure_seed: **Not private.** Repeatable noise instead of the operating system's, for tests only;
             the receipt says so.
 
     Attributes:
         counts_: Released: :class:`~recsys_budget.privacy.NoisyValues`, one an item.
-        gram_: Released: :class:`~recsys_budget.privacy.NoisyGram` of the head.
+        gram_: Released: :class:`~recsys_budget.privacy.NoisyGram` of the head. With ``epsilons`` both are the
+            means of all releases.
         rank_: How many eigenvalues stood out from the noise.
         correlations_: How much of two items' variance each relation of the catalogue makes them share, by its
             name; 0 where noise hides it.
@@ -116,6 +139,16 @@ class PrivateItemModel(StatisticsModel):
         (recommendations from a noisy covariance matrix). Dwork, Talwar, Thakurta and Zhang (2014),
         doi:10.1145/2591796.2591883 (its principal components). Krichene et al. (2023), arXiv:2302.07975
         (weights by how often items occur). For the rest see ``models/_denoise.py``.
+
+    Examples:
+        >>> from recsys_budget import PrivacyBudget, PrivacyLedger, load_dataset
+        >>> table = load_dataset("bundled").positives(4)
+        >>> ledger = PrivacyLedger(PrivacyBudget(epsilon=4.0, delta=1e-6))
+        >>> model = PrivateItemModel(declared_users=4000, epsilons=(1, 2, 4)).fit(table, ledger=ledger)
+        >>> [f"{point.epsilon:.2f}" for point in model.epsilon_path()]
+        ['1.00', '2.00', '4.00']
+        >>> round(ledger.spent, 2)
+        4.0
     """
 
     def __init__(
@@ -126,6 +159,7 @@ class PrivateItemModel(StatisticsModel):
         head_items: int | None = None,
         counts_share: float | None = None,
         use_catalogue: bool = True,
+        epsilons: Sequence[float] = (),
         insecure_seed: int | None = None,
     ) -> None:
         self.declared_users = declared_users
@@ -133,6 +167,7 @@ class PrivateItemModel(StatisticsModel):
         self.head_items = head_items
         self.counts_share = counts_share
         self.use_catalogue = use_catalogue
+        self.epsilons = epsilons
         self.insecure_seed = insecure_seed
 
     counts_: NoisyValues
@@ -161,30 +196,50 @@ class PrivateItemModel(StatisticsModel):
         share = counts_share(users_per_noise) if self.counts_share is None else self.counts_share
         return share, 1 - share
 
-    def _learn(self, queries: PrivateQueries, mechanisms: tuple[GaussianMechanism, ...]) -> str:
-        counting, mixing = mechanisms
-        catalogue, n = self.catalogue_, len(self.catalogue_)
-        size = self.head_items or head_size(self.declared_users, n, mixing.noise_multiplier)
-        self.counts_ = queries.item_counts(counting, max_items=1)
-        counts, noise = self.counts_.values, counting.noise_multiplier
-        head = np.sort(np.argsort(-counts, kind="stable")[:size])
-        # A count below its noise says no more than that. Weights may differ by a factor of 100.
-        known = np.maximum(counts, max(noise, counts.max() * 1e-8))
-        # Shares of the head's interactions; below zero in the tail, they still put it in order.
-        shares = counts / max(np.maximum(counts[head], 0.0).sum(), noise)
-        weights, scale = known**-_EXPONENT, known ** (0.5 - _EXPONENT)
-        self.gram_ = queries.unit_gram(
+    def _release(
+        self,
+        queries: PrivateQueries,
+        stages: Sequence[tuple[GaussianMechanism, ...]],
+        released: Sequence[Answer],
+    ) -> Answer:
+        counting, mixing = stages[len(released)]
+        counts = queries.item_counts(counting, max_items=1)
+        clearest = pool_counts([*(answer.counts for answer in released), counts])
+        size = self._heads(stages)[len(released)]
+        question = released[-1].question if released else None
+        if question is None or outgrown(question, clearest, size):
+            question = Question(clearest, size, _EXPONENT)
+        gram = queries.unit_gram(
             mixing,
-            items=catalogue.ids[head].tolist(),
-            weights=weights[head],
-            centre=np.maximum(shares[head], 0.0),
+            items=self.catalogue_.ids[question.head].tolist(),
+            weights=question.weights[question.head],
+            centre=question.centre,
         )
+        return Answer(counts, question, gram)
+
+    def _heads(self, stages: Sequence[tuple[GaussianMechanism, ...]]) -> tuple[int, ...]:
+        """How many items each stage asks about: planned for the whole path, since its noise is public."""
+        if self.head_items is not None:
+            return (self.head_items,) * len(stages)
+        mixing = [combined([gram for _, gram in stages[: k + 1]]) for k in range(len(stages))]
+        n = len(self.catalogue_)
+        return sizes_asked([head_size(self.declared_users, n, m.noise_multiplier) for m in mixing])
+
+    def _learn(self, released: Sequence[Answer]) -> str:
+        question = believed(released)
+        self.counts_ = pool_counts([answer.counts for answer in released])
+        counted, weighed = known(self.counts_), known(question.counts)
+        self._head, spread = question.head, np.sqrt(counted)
+        self._shares_of_all = shares(self.counts_, self._head).astype(np.float32)
+        self.gram_ = pool_grams(question, released, spread)
+        # Standard deviations under the question's weights. For a question from these counts the last is 1.
+        scale = counted ** (0.5 - _EXPONENT) * (counted / weighed) ** _EXPONENT
         # Released with the smallest weight as the unit; scale and weights enter below by their ratios alone.
-        self._head, self._shares_of_all = head, shares.astype(np.float32)
-        self._predict(catalogue, weights, scale, np.sqrt(known))
+        self._predict(self.catalogue_, question.weights, scale, spread, question.centre.astype(np.float32))
         if not self.personalised_:
             return "noise hides every association, so scores are popularity alone"
-        return f"counts and the Gram matrix of {size} items released once"
+        times = "once" if len(released) == 1 else f"in {len(released)} parts"
+        return f"counts and the Gram matrix of {len(self._head)} items released {times}"
 
     def _predict(
         self,
@@ -192,10 +247,11 @@ class PrivateItemModel(StatisticsModel):
         weights: NDArray[np.float64],
         scale: NDArray[np.float64],
         spread: NDArray[np.float64],
+        expected: NDArray[Any],
     ) -> None:
         """From the released matrix to weights between items of the head, and between kin elsewhere."""
         head, gram, noise = self._head, self.gram_.matrix, self.gram_.standard_error
-        inner, expected = scale[head], np.maximum(self._shares_of_all[head], 0.0)
+        inner = scale[head]
         known = relations(catalogue, head) if self.use_catalogue else {}
         known = {name: centred(relation, expected) for name, relation in known.items()}
         coefficients = dict(zip(known, prior_weights(gram, [*known.values()], inner, noise), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from recsys_budget.rerank.columns import solve_columns
 from recsys_budget.rerank.fast import solve_diversity, solve_linear, solve_quotas
 from recsys_budget.rerank.general import solve_general
 from recsys_budget.rerank.question import Outcome, Question
@@ -15,6 +16,7 @@ ROUTES: Mapping[str, Callable[[Question], Outcome | None]] = {
     "coupled": solve_sums,
     "diverse": solve_diversity,
     "direct": solve_linear,
+    "columns": solve_columns,
     "general": solve_general,
 }
 

@@ -235,7 +235,7 @@ class Prices:
         else:
             price = _priced(ray, now, now.rows)
             short, _ = self._weigh([*rest, rule], ray)
-            cost = short + _worth(price, *now.limits(*ends[0]))
+            cost = short + _worth(price, *now.sums.limits(*ends[0]))
 
         moves = []
         for a, b in zip(*ends, strict=True):
@@ -243,7 +243,9 @@ class Prices:
             moves.append(np.where(moved, np.where(moved, b, 0.0) - np.where(moved, a, 0.0), 0.0))
 
         def prove(times: float) -> bool:
-            lower, upper = now.limits(*(a + times * move for a, move in zip(ends[0], moves, strict=True)))
+            lower, upper = now.sums.limits(
+                *(a + times * move for a, move in zip(ends[0], moves, strict=True))
+            )
             return bool((lower > upper).any()) or (len(price) > 0 and _worth(price, lower, upper) < cost)
 
         most = 1e-6

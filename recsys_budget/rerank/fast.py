@@ -15,7 +15,7 @@ from recsys_budget.rerank import problem
 from recsys_budget.rerank.general import solve_general
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes._compiled import COMPILED
-from recsys_budget.rerank.routes.direct import solve_direct
+from recsys_budget.rerank.routes.direct import DirectSlates, solve_direct
 from recsys_budget.rerank.routes.diverse import DiverseSlates, solve_diverse
 from recsys_budget.rerank.routes.laminar import bound_prices, looser, solve_laminar
 from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
@@ -66,22 +66,7 @@ def solve_linear(question: Question) -> Outcome | None:
     if len(sums.crossed):
         nothing = np.full((users, population.k), -1, np.int32)
         return Outcome(nothing, np.ones(users, bool), None, 0.0, 0, {}, "search", library())
-    diversity = Cosines.of(gains, population)
-    found = solve_direct(
-        population.offsets,
-        gains.gains + diversity.each,
-        gains.items,
-        population.k,
-        sparse.csr_array(sums.coefficients.T),
-        sums.lower,
-        sums.upper,
-        diversity.factors,
-        diversity.curvature,
-        diversity.linear,
-        gap=question.gap if gains.diversity else 0.0,
-        nodes=_DIVERSE_NODES if gains.diversity else _NODES,
-        time_limit=question.seconds_left,
-    )
+    found = direct_slates(question, gains, sums, Cosines.of(gains, population))
     chosen = gains.rows(found.chosen, population)
     infeasible, bound = found.impossible.copy(), np.where(found.impossible, 0.0, found.bound)
     closed = found.bound - found.objective <= np.maximum(question.gap * np.abs(found.bound), TOLERANCE)
@@ -93,9 +78,7 @@ def solve_linear(question: Question) -> Outcome | None:
         chosen[open_[better]] = rest.chosen[better]
         infeasible[open_] = rest.infeasible & ~found.feasible[open_]
         bound[open_] = np.fmin(bound[open_], rest.bound)
-    prices = sums.by_rule(np.maximum(0.0, found.prices[found.feasible]).sum(axis=0), len(rules))
-    prices += sums.by_rule(np.minimum(0.0, found.prices[found.feasible]).sum(axis=0), len(rules))
-    prices /= max(1, int(found.feasible.sum()))
+    prices = prices_of_sums(question, sums, found)
     return Outcome(
         chosen,
         infeasible,
@@ -121,19 +104,9 @@ def solve_diversity(question: Question) -> Outcome | None:
     if quotas is None:
         return None
     diversity = Cosines.of(gains, population)
-    found = solve_diverse(
-        population.offsets,
-        gains.gains + diversity.each,
-        gains.items,
-        quotas.tree,
-        question.memory.factors(diversity, population.k),
-        diversity.curvature,
-        diversity.linear,
-        gap=question.gap,
-        time_limit=question.seconds_left,
-    )
+    found = diverse_slates(question, gains, quotas, diversity)
     bound = np.where(found.feasible, found.bound, 0.0)
-    prices = _prices_of_diverse(question, gains, quotas, diversity, found)
+    prices = prices_of_diverse(question, gains, quotas, diversity, found)
     return Outcome(
         gains.rows(found.chosen, population),
         ~found.feasible,
@@ -147,6 +120,48 @@ def solve_diversity(question: Question) -> Outcome | None:
     )
 
 
+def diverse_slates(question: Question, gains: Gains, quotas: Quotas, diversity: Cosines) -> DiverseSlates:
+    """The diverse route's slates, rows in the order of the gains."""
+    return solve_diverse(
+        question.population.offsets,
+        gains.gains + diversity.each,
+        gains.items,
+        quotas.tree,
+        question.memory.factors(diversity, question.population.k),
+        diversity.curvature,
+        diversity.linear,
+        gap=question.gap,
+        time_limit=question.seconds_left,
+    )
+
+
+def direct_slates(question: Question, gains: Gains, sums: Sums, diversity: Cosines) -> DirectSlates:
+    """The direct route's slates, rows in the order of the gains."""
+    return solve_direct(
+        question.population.offsets,
+        gains.gains + diversity.each,
+        gains.items,
+        question.population.k,
+        sparse.csr_array(sums.coefficients.T),
+        sums.lower,
+        sums.upper,
+        diversity.factors,
+        diversity.curvature,
+        diversity.linear,
+        gap=question.gap if gains.diversity else 0.0,
+        nodes=_DIVERSE_NODES if gains.diversity else _NODES,
+        time_limit=question.seconds_left,
+    )
+
+
+def prices_of_sums(question: Question, sums: Sums, found: DirectSlates) -> NDArray[np.float64]:
+    """Mean prices of the rules about one slate over users who have one; ``(n_rules,)``."""
+    n_rules = len(question.constraints)
+    prices = sums.by_rule(np.maximum(0.0, found.prices[found.feasible]).sum(axis=0), n_rules)
+    prices += sums.by_rule(np.minimum(0.0, found.prices[found.feasible]).sum(axis=0), n_rules)
+    return prices / max(1, int(found.feasible.sum()))
+
+
 def _prices_of_quotas(question: Question, gains: Gains, quotas: Quotas) -> NDArray[np.float64]:
     """Mean prices of the quotas over a sample of users; ``(n_rules,)``."""
     _, sampled, rows = _sample(question.population.offsets, PRICED)
@@ -154,7 +169,7 @@ def _prices_of_quotas(question: Question, gains: Gains, quotas: Quotas) -> NDArr
     return quotas.by_rule(prices, len(question.constraints))
 
 
-def _prices_of_diverse(
+def prices_of_diverse(
     question: Question, gains: Gains, quotas: Quotas, diversity: Cosines, found: DiverseSlates
 ) -> NDArray[np.float64]:
     """The same with diversity: what the best slates found gain when a bound alone is one item looser.

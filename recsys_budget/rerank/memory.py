@@ -14,9 +14,12 @@ from recsys_budget.rerank.structure import Cosines, Gains, Sums
 
 
 class Memory:
-    """Facts about one population that outlast an answer, and prices where the next search starts.
+    """Facts about one population that outlast an answer, and prices and slates where the next search starts.
 
-    Only the prices change answers, within the gap asked for; the rest saves time alone.
+    Only prices and slates change answers, within the gap asked for; the rest saves time alone.
+
+    Attributes:
+        slates: A few slates of everybody, int32 ``(n_users, k)`` each, from the last answer that mixed some.
     """
 
     def __init__(self) -> None:
@@ -24,6 +27,7 @@ class Memory:
         self._factors: Factors | None = None
         self._oracle: Oracle | None = None
         self._prices: dict[tuple[bytes, bytes], float] = {}
+        self.slates: list[NDArray[np.int32]] = []
 
     def gains(self, objective: Objective, population: Population) -> Gains | None:
         """:meth:`Gains.of`, kept for the objective asked about last."""

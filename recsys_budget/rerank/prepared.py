@@ -57,9 +57,9 @@ class Prepared:
         Guarantees:
             Those of :meth:`Reranker.rerank`: rules counted from the slates, a certificate within the gap
             asked for. Without constraints about all slates, the slates are those that it gives. With such
-            constraints the search starts from the prices of the answer before, so of slates that are equally
-            good within the gap it may find others; the same sequence of calls gives the same answers, bit for
-            bit.
+            constraints the search starts from prices and slates of the answer before, so of slates that are
+            equally good within the gap it may find others; the same sequence of calls gives the same answers,
+            bit for bit.
 
         Raises:
             SpecificationError: As for :class:`Reranker` and :meth:`Reranker.rerank`, like other errors.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from recsys_budget.constraints import Constraint, Policy, Population, SlateSize
+from recsys_budget.constraints import Constraint, ItemConstraint, Policy, Population, SlateSize
+from recsys_budget.constraints.base import item_rows
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import NumericalError, SolverTimeoutError, SpecificationError
 from recsys_budget.rerank import display, problem
@@ -132,8 +133,7 @@ class Reranker:
     @property
     def privacy(self) -> PrivacyMode:
         """What the slates will cost in privacy; see :class:`Certificate`."""
-        coupled = any(rule.scope == "population" for rule in self._rules)
-        return "population_not_private" if coupled else "per_user"
+        return _privacy(self._rules)
 
     def rerank(
         self,
@@ -239,9 +239,12 @@ class Reranker:
         progress: bool,
     ) -> Slates:
         """Slates from candidates that were read, and from what earlier answers left."""
+        named = self.route is not None or self.solver is not None
+        idle = [not named and _cannot_bind(rule, table) for rule in self._rules]
+        rules = tuple(rule for rule, asks_nothing in zip(self._rules, idle, strict=True) if not asks_nothing)
         question = Question(
             self.objective,
-            self._rules,
+            rules,
             table,
             solver=self.solver,
             gap=self.gap,
@@ -256,6 +259,8 @@ class Reranker:
                 f"route {route!r} does not take problems of this structure; leave it out"
             )
         self._require_slates(outcome, table, time_limit, deadline)
+        free = {rule.name: 0.0 for rule, asks_nothing in zip(self._rules, idle, strict=True) if asks_nothing}
+        outcome = replace(outcome, prices={**outcome.prices, **free})
         counted = count_violations(self._rules, outcome.chosen, table, outcome.solver)
         per_user = figures(self.objective, outcome.chosen, table, counted.penalties, outcome)
         certificate = certify(
@@ -265,7 +270,7 @@ class Reranker:
             counted,
             outcome,
             route=route,
-            privacy=self.privacy,
+            privacy=_privacy(rules),
             seconds=time.perf_counter() - started,
         )
         return Slates(in_kind(table.slates(outcome.chosen), table.library), certificate, table.catalogue)
@@ -391,3 +396,19 @@ class Reranker:
                 users=[str(table.users[u]) for u in without[:10]],
                 n_users=len(without),
             )
+
+
+def _privacy(rules: Sequence[Constraint]) -> PrivacyMode:
+    coupled = any(rule.scope == "population" for rule in rules)
+    return "population_not_private" if coupled else "per_user"
+
+
+def _cannot_bind(rule: Constraint, population: Population) -> bool:
+    """Whether every slate keeps a rule about all slates, by its signs: a provider's floor of 0 asks nothing.
+
+    A function of the rule and the catalogue: what the candidates are has no say.
+    """
+    if rule.scope != "population" or not isinstance(rule, ItemConstraint):
+        return False
+    least = np.min(np.asarray(rule.rhs(population)))
+    return bool(least >= 0.0 and not (item_rows(rule, population.catalogue).data > 0.0).any())

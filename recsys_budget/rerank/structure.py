@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import CatalogueCoverage, Constraint, ItemConstraint, Population, SlateSize
+from recsys_budget.constraints import (
+    TOLERANCE,
+    CatalogueCoverage,
+    Constraint,
+    ItemConstraint,
+    Population,
+    SlateSize,
+)
 from recsys_budget.constraints.base import item_rows
 from recsys_budget.constraints.engagement import population_gains
 from recsys_budget.constraints.positions import position_weights
@@ -241,6 +248,20 @@ class Sums:
     def crossed(self) -> NDArray[np.intp]:
         """Rows whose lower bound is above their upper."""
         return np.flatnonzero(self.lower > self.upper)
+
+    def limits(
+        self, lower: NDArray[np.float64], upper: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds on the sums as they can be met: a sum of whole numbers is one, to within the tolerance."""
+        matrix = self.coefficients
+        broken = np.zeros(len(lower))
+        row = np.repeat(np.arange(len(self.lower)), np.diff(matrix.indptr))
+        np.maximum.at(broken, row, np.abs(matrix.data - np.rint(matrix.data)))
+        whole = broken == 0.0
+        return (
+            np.where(whole, np.ceil(lower - TOLERANCE), lower),
+            np.where(whole, np.floor(upper + TOLERANCE), upper),
+        )
 
     def by_rule(self, prices: NDArray[np.float64], n_rules: int) -> NDArray[np.float64]:
         """Prices of rows, negative where the lower bound binds, as prices of rules."""

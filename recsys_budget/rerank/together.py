@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.constraints import TOLERANCE, CatalogueCoverage, Constraint, Population
+from recsys_budget.constraints import CatalogueCoverage, Constraint, Population
 from recsys_budget.rerank.fast import PRICED, library
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes.answers import BestSlates
@@ -21,7 +21,7 @@ from recsys_budget.rerank.routes.rows import PopulationRows
 from recsys_budget.rerank.structure import Quotas, Sums
 
 # Candidates up to which integer programs decide what prices leave open.
-_SMALL = 5_000
+SMALL = 5_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,29 +59,15 @@ class Together:
     @property
     def crossed(self) -> tuple[str, ...]:
         """Names of the rules that bound a sum from below and above, with nothing between; empty without."""
-        lower, upper = self.limits(self.sums.lower, self.sums.upper)
+        lower, upper = self.sums.limits(self.sums.lower, self.sums.upper)
         crossed = np.flatnonzero(lower > upper)
         return tuple(self.rules[at].name for at in self.sums.owners[:, crossed[0]]) if len(crossed) else ()
 
     @property
     def rows(self) -> PopulationRows:
         """The sums, as prices see them; not where they are crossed."""
-        lower, upper = self.limits(self.sums.lower, self.sums.upper)
+        lower, upper = self.sums.limits(self.sums.lower, self.sums.upper)
         return PopulationRows(sparse.csc_array(self.sums.coefficients), lower, upper)
-
-    def limits(
-        self, lower: NDArray[np.float64], upper: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Bounds on the sums as they can be met: a sum of whole numbers is one, to within the tolerance."""
-        matrix = self.sums.coefficients
-        broken = np.zeros(len(lower))
-        row = np.repeat(np.arange(len(lower)), np.diff(matrix.indptr))
-        np.maximum.at(broken, row, np.abs(matrix.data - np.rint(matrix.data)))
-        whole = broken == 0.0
-        return (
-            np.where(whole, np.ceil(lower - TOLERANCE), lower),
-            np.where(whole, np.floor(upper + TOLERANCE), upper),
-        )
 
     def solve(
         self, oracle: BestSlates, start: NDArray[np.float64] | None, gap: float, seconds: float | None
@@ -139,7 +125,7 @@ def solve_sums(question: Question) -> Outcome | None:
     if not oracle.feasible.all():
         return Outcome(nothing, ~oracle.feasible, None, 0.0, 0, {}, "prices", library())
     found = together.solve(oracle, memory.start(together.sums), question.gap, question.seconds_left)
-    small = len(population.items) <= _SMALL
+    small = len(population.items) <= SMALL
     if found.ray is not None and not small:
         return _contradiction(together.conflict(found.ray), nothing)
     if small and not question.late and not (found.satisfied and found.gap <= question.gap):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,19 +14,21 @@ from recsys_budget import _html
 from recsys_budget._extras import extra
 from recsys_budget.errors import RecsysBudgetError, SpecificationError
 from recsys_budget.frontiers import Frontier
-from recsys_budget.privacy import PrivacyLedger, round_up
+from recsys_budget.privacy import PrivacyLedger
 from recsys_budget.widgets import panels
+from recsys_budget.widgets.colab import allow_widgets
 from recsys_budget.widgets.operating import Choice, Operation, Result
-from recsys_budget.widgets.picture import Picture
 
 with extra("notebook"):
     import ipywidgets as widgets
     import traitlets
 
-    from recsys_budget.widgets.front import FrontierFront, chart_of
+    from recsys_budget.widgets.privacy_path import PrivacyPath, delta_of
+    from recsys_budget.widgets.sliders import LABELLED, STYLE, WIDE, RuleSliders
+    from recsys_budget.widgets.spending import Spending
+    from recsys_budget.widgets.view import FrontierView
 
-_WIDE = widgets.Layout(width="30em")
-_NAMED = {"description_width": "14em"}
+_USERS_LISTED = 500
 
 
 class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
@@ -46,11 +49,12 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     Attributes:
         value: The choice as a dict: ``epsilon``, ``diversity``, ``rules`` (a number a rule, by the name the
             rule had at first) and ``user``. Set it, or part of it, to choose from code; observe it to go on
-            from what was clicked.
+            from what was clicked. A mistake raises and changes nothing.
         result: Slates and certificate, or conflict, at the choice.
 
     Raises:
-        SpecificationError: A frontier has no re-ranker behind it, or ``spend`` comes without a ledger.
+        SpecificationError: A frontier has no re-ranker behind it, ``spend`` comes without a ledger, or the
+            user has no candidates.
     """
 
     value = traitlets.Dict()
@@ -65,129 +69,68 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     ) -> None:
         if spend is not None and ledger is None:
             raise SpecificationError("spend= needs the ledger= that it spends from")
-        self._ledger, self._spend = ledger, spend
-        self._in_use = before
+        self._ledger, self._train, self._in_use = ledger, spend, before
         self._operation = Operation(frontiers, before)
         self._choice = self._operation.start()
         self._busy = False
         users = self._operation.users(self._choice.epsilon)
-        self._user = widgets.Combobox(
-            options=users[:500],
-            value=str(user or users[0]),
-            description="Show user",
-            style=_NAMED,
-            layout=_WIDE,
-        )
         self._users = set(users)
-        self._controls: dict[str, Any] = {}
-        self._status = widgets.HTML()
-        self._picture = widgets.HTML()
-        self._slates, self._rules, self._budget = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._conflict, self._spending = widgets.VBox(), widgets.VBox()
-        self._build_fronts()
-        self._build_controls()
+        self._user = widgets.Combobox(
+            options=users[:_USERS_LISTED],
+            value=self._known(users[0] if user is None else user),
+            description="Show user",
+            **LABELLED,
+            **WIDE,
+        )
         self._user.observe(lambda _: self._show(), "value")
+        self._status, self._conflict = widgets.HTML(), widgets.VBox()
+        self._slates, self._rules, self._budget, self._providers = (widgets.HTML() for _ in range(4))
+        self._spending: Spending | None = None
+        self._build()
         super().__init__()
+        self.add_class("rb-explorer")
         self._assemble()
+        if spend is not None and ledger is not None:
+            self._spending = Spending(ledger, self._spend, self._plan)
+            self._assemble()
         self.observe(self._value_set, "value")
         self._show()
 
     # What it is made of
 
-    def _build_fronts(self) -> None:
-        self._fronts = [FrontierFront(chart=chart_of(f)) for f in self._operation.frontiers]
-        self._pictures = [Picture(f) for f in self._operation.frontiers]
-        for place, front in enumerate(self._fronts):
-            front.observe(lambda change, place=place: self._clicked(place, change["new"]), "selected")
-            front.observe(lambda _: self._draw(), "loaded")
-        names = [f.swept for f in self._operation.frontiers]
+    def _build(self) -> None:
+        """What depends on the frontiers."""
+        operation = self._operation
+        self._views = [
+            FrontierView(frontier, partial(self._clicked, frontier)) for frontier in operation.frontiers
+        ]
         self._which = widgets.ToggleButtons(
-            options=[(name, place) for place, name in enumerate(names)],
+            options=[(frontier.swept, place) for place, frontier in enumerate(operation.frontiers)],
             description="Frontier of",
-            style={**_NAMED, "button_width": "auto"},
+            style={"description_width": "initial", "button_width": "auto"},
         )
         self._which.observe(lambda _: self._draw(), "value")
-
-    def _build_controls(self) -> None:
-        start = self._choice
-        if self._operation.epsilons:
-            self._controls["epsilon"] = widgets.SelectionSlider(
-                options=[(f"{round_up(e):g}", e) for e in self._operation.epsilons],
-                value=start.epsilon,
-                description="epsilon (paid for)",
-                style=_NAMED,
-                layout=_WIDE,
-                continuous_update=True,
-            )
-            path = self._operation.path
-            assert path is not None
-            self._wanted = widgets.BoundedFloatText(
-                value=float(path.frame[path.y].max()),
-                min=0.0,
-                max=1.0,
-                step=0.005,
-                description=f"or wanted {path.y}",
-                style=_NAMED,
-                layout=widgets.Layout(width="22em"),
-            )
-            self._wanted.observe(self._want, "value")
-        if start.diversity is not None:
-            self._controls["diversity"] = widgets.FloatSlider(
-                value=start.diversity,
-                min=0.0,
-                max=1.0,
-                step=0.01,
-                description="weight on diversity",
-                style=_NAMED,
-                layout=_WIDE,
-            )
-        k = self._operation.reranker.slate_size
-        for rule in self._operation.reranker.constraints:
-            if rule.name not in start.numbers:
-                continue
-            number = start.numbers[rule.name]
-            whole = float(number).is_integer() and not isinstance(number, float)
-            most = max(k if rule.scope == "user" and whole else 0, 2 * number, 1)
-            kind = widgets.IntSlider if whole else widgets.FloatSlider
-            self._controls[rule.name] = kind(
-                value=number,
-                min=0,
-                max=most,
-                step=1 if whole else most / 100,
-                description=rule.name,
-                style=_NAMED,
-                layout=_WIDE,
-            )
-        for control in self._controls.values():
-            control.observe(lambda _: self._moved(), "value")
+        self._path: PrivacyPath | None = None
+        if operation.path is not None:
+            known = None if self._ledger is None else self._ledger.cap.delta
+            self._path = PrivacyPath(operation.path, delta_of(operation.path, known))
+            self._path.observe(lambda _: self._moved(), "epsilon")
+        self._sliders = RuleSliders(operation, self._choice, self._moved)
 
     def _assemble(self) -> None:
-        rows = []
-        for name, control in self._controls.items():
-            if isinstance(control, widgets.SelectionSlider):
-                rows.append(control)
-                continue
-            # A box beside each slider: a screen reader names it, and a number can be typed.
-            box = widgets.BoundedFloatText(
-                min=control.min, max=control.max, step=control.step, layout=widgets.Layout(width="6em")
-            )
-            box.tooltip = f"{name}, as a number"
-            widgets.link((control, "value"), (box, "value"))
-            rows.append(widgets.HBox([control, box]))
-        if self._operation.epsilons:
-            rows.insert(1, self._wanted)
-        head = [self._which] if len(self._fronts) > 1 else []
         column = widgets.Layout(width="40em", max_width="95vw")
-        left = widgets.VBox([*rows, self._user, self._status, self._conflict], layout=column)
-        right = widgets.VBox([*head, *self._fronts, self._picture])
+        parts = [self._path, self._sliders, self._user, self._status, self._conflict]
+        left = widgets.VBox([part for part in parts if part is not None], layout=column)
+        right = widgets.VBox([*([self._which] if len(self._views) > 1 else []), *self._views])
         self.children = [
+            widgets.HTML(STYLE, layout=widgets.Layout(display="none")),
             widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap")),
             self._slates,
             self._rules,
+            self._providers,
             self._budget,
-            self._spending,
+            *([] if self._spending is None else [self._spending]),
         ]
-        self._offer_spending()
 
     # What happens
 
@@ -199,75 +142,73 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     def _moved(self) -> None:
         if self._busy:
             return
-        values = {name: control.value for name, control in self._controls.items()}
+        weight = self._sliders.weight
         self._choice = Choice(
-            values.get("epsilon", self._choice.epsilon),
-            values.get("diversity", self._choice.diversity),
-            {name: values[name] for name in self._choice.numbers},
+            None if self._path is None else self._path.epsilon,
+            None if weight is None else weight.value,
+            self._sliders.numbers,
         )
         self._show()
 
-    def _clicked(self, place: int, selected: int) -> None:
-        if self._busy or selected < 0:
-            return
-        self._choose(self._operation.at(self._operation.frontiers[place], selected, self._choice))
+    def _clicked(self, frontier: Frontier, point: int) -> None:
+        self._choose(self._operation.at(frontier, point, self._choice))
 
     def _choose(self, choice: Choice) -> None:
         """Move the sliders to a choice, then show it once."""
         self._choice = choice
-        self._busy = True
-        try:
-            for name, control in self._controls.items():
-                number = {"epsilon": choice.epsilon, "diversity": choice.diversity}.get(name)
-                if name not in ("epsilon", "diversity"):
-                    number = choice.numbers[name]
-                    control.min, control.max = min(control.min, number), max(control.max, number)
-                control.value = number
-        finally:
-            self._busy = False
         self._show()
 
-    def _value_set(self, change: Mapping[str, Any]) -> None:
-        if self._busy:
-            return
-        new = change["new"]
+    def _known(self, user: str) -> str:
+        if user not in self._users:
+            raise SpecificationError(f"user {user!r} has no candidates here")
+        return str(user)
+
+    @traitlets.validate("value")  # type: ignore[untyped-decorator]
+    def _complete(self, proposal: Mapping[str, Any]) -> dict[str, Any]:
+        """What is set, with the rest as it is; nothing has changed when this raises."""
+        new, old = proposal["value"], self._choice
         unknown = set(new) - {"epsilon", "diversity", "rules", "user"}
-        unknown |= set(new.get("rules", {})) - set(self._choice.numbers)
+        unknown |= set(new.get("rules", {})) - set(old.numbers)
         if unknown:
             raise SpecificationError(f"{sorted(unknown)} cannot be chosen; see the keys of Explorer.value")
-        epsilon = new.get("epsilon", self._choice.epsilon)
-        if epsilon != self._choice.epsilon:
+        epsilon = new.get("epsilon", old.epsilon)
+        if epsilon != old.epsilon:
             within = [e for e in self._operation.epsilons if e <= epsilon + 1e-12]
             if not within:
                 raise SpecificationError(
                     f"no model was trained within epsilon {epsilon}; there are {self._operation.epsilons}"
                 )
             epsilon = within[-1]
-        if new.get("user", self._user.value) not in self._users:
-            raise SpecificationError(f"user {new['user']!r} has no candidates here")
-        self._user.value = new.get("user", self._user.value)
-        numbers = {**self._choice.numbers, **new.get("rules", {})}
-        self._choose(Choice(epsilon, new.get("diversity", self._choice.diversity), numbers))
+        if old.diversity is None and new.get("diversity") is not None:
+            raise SpecificationError("the objective has no weight on diversity; take EngagementDiversity()")
+        user = self._known(new.get("user", self._user.value))
+        chosen = Choice(epsilon, new.get("diversity", old.diversity), old.numbers | new.get("rules", {}))
+        self._operation.answer(chosen)  # raises where a number is not allowed
+        return self._value_of(chosen, user)
 
-    def _want(self, change: Mapping[str, Any]) -> None:
-        """The least epsilon that gives the utility wanted."""
-        path = self._operation.path
-        assert path is not None
-        reaching = [
-            point.value
-            for point, utility in zip(path.points, path.frame[path.y], strict=True)
-            if utility >= change["new"] - 1e-12
-        ]
-        if reaching:
-            self._choose(replace(self._choice, epsilon=min(reaching)))
-        else:
-            best = path.frame[path.y].max()
-            self._say(f"No model on this path reaches {path.y} {change['new']:.3f}; the best has {best:.3f}.")
+    def _value_of(self, choice: Choice, user: str) -> dict[str, Any]:
+        return {
+            "epsilon": choice.epsilon,
+            "diversity": choice.diversity,
+            "rules": dict(choice.numbers),
+            "user": user,
+        }
+
+    def _value_set(self, change: Mapping[str, Any]) -> None:
+        if self._busy:
+            return
+        new = change["new"]
+        self._busy = True
+        try:
+            self._user.value = new["user"]
+        finally:
+            self._busy = False
+        self._choose(Choice(new["epsilon"], new["diversity"], dict(new["rules"])))
 
     def _show(self) -> None:
         """Answer the choice and say everything anew."""
-        if self._user.value not in self._users:
-            return  # somebody is typing
+        if self._busy or self._user.value not in self._users:
+            return  # on the way to somewhere, or somebody is typing
         self._say("Working...")
         try:
             result = self.result
@@ -276,17 +217,19 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
             return
         self._busy = True
         try:
-            self.value = {
-                "epsilon": self._choice.epsilon,
-                "diversity": self._choice.diversity,
-                "rules": dict(self._choice.numbers),
-                "user": self._user.value,
-            }
+            if self._path is not None and self._choice.epsilon is not None:
+                self._path.epsilon = self._choice.epsilon
+            self._sliders.move(self._choice)
+            self.value = self._value_of(self._choice, self._user.value)
         finally:
             self._busy = False
         self._slates.value = panels.slates(self._operation, result, self._user.value)
         self._rules.value = panels.rules(self._operation, result, self._user.value)
-        self._budget.value = panels.budget(self._choice.epsilon, self._ledger, 0.0)
+        self._providers.value = panels.providers(self._operation, result)
+        if self._spending is None:
+            self._plan(0.0)
+        else:
+            self._spending.reset()
         self._show_conflict(result)
         if result.certificate is not None:
             figures = result.certificate
@@ -313,109 +256,49 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
                 buttons.append(button)
         self._conflict.children = [widgets.HTML(result.conflict._repr_html_()), *buttons]
 
-    def _now(self, frontier: Frontier) -> tuple[float, float] | None:
-        """Where the choice stands on a frontier's axes."""
-        if frontier is self._operation.path:
-            row = next(i for i, p in enumerate(frontier.points) if p.value == self._choice.epsilon)
-            return float(frontier.frame[frontier.x].iloc[row]), float(frontier.frame[frontier.y].iloc[row])
-        certificate = self.result.certificate
-        if certificate is None:
-            return None
-        y = float(getattr(certificate, frontier.y))
-        if frontier.swept == "diversity":
-            return float(getattr(certificate, frontier.x)), y
-        return float(self._choice.numbers[frontier.swept]), y
-
     def _draw(self) -> None:
-        shown = self._which.value or 0
-        for place, (front, frontier) in enumerate(zip(self._fronts, self._operation.frontiers, strict=True)):
-            front.layout.display = "" if place == shown else "none"
-            now = self._now(frontier)
-            front.now = [] if now is None else list(now)
-            self._busy, before = True, self._busy
-            front.selected = self._place(frontier)
-            self._busy = before
-        # Pages that run the front need no picture.
-        if self._fronts[shown].loaded:
-            self._picture.value = ""
-        else:
-            self._picture.value = self._pictures[shown].html(self._now(self._operation.frontiers[shown]))
-
-    def _place(self, frontier: Frontier) -> int:
-        """The point of a frontier that is the choice; -1 where none is."""
-        for place in range(len(frontier)):
-            if self._operation.at(frontier, place, self._choice) == self._choice:
-                return place
-        return -1
+        for place, view in enumerate(self._views):
+            frontier = view.frontier
+            view.show(
+                self._operation.place(frontier, self.result),
+                self._operation.point(frontier, self._choice),
+                self._said,
+                shown=place == self._which.value,
+            )
 
     def _say(self, words: str) -> None:
-        self._status.value = f'<p role="status" aria-live="polite">{_html.escape(words)}</p>'
+        self._said = words
+        self._status.value = f'<p role="status">{_html.escape(words)}</p>'
 
     # Spending
 
-    def _offer_spending(self) -> None:
-        if self._spend is None or self._ledger is None:
+    def _plan(self, amount: float) -> None:
+        """Show the budget beside a plan to spend so much more."""
+        self._budget.value = panels.budget(self._choice.epsilon, self._ledger, amount)
+
+    def _spend(self, amount: float) -> None:
+        assert self._train is not None
+        try:
+            path = self._train(amount)
+        except RecsysBudgetError as error:
+            self._say(f"Not done: {error}")
             return
-        left = self._ledger.remaining
-        amount = widgets.BoundedFloatText(
-            value=round(left / 2, 2),
-            min=0.0,
-            max=left,
-            step=0.1,
-            description="epsilon to spend",
-            style=_NAMED,
-        )
-        ask = widgets.Button(description="", layout=widgets.Layout(width="auto"), button_style="warning")
-        yes = widgets.Button(description="", layout=widgets.Layout(width="auto"), button_style="danger")
-        no = widgets.Button(description="Cancel")
-        confirm = widgets.HBox([yes, no], layout=widgets.Layout(display="none"))
-
-        def name(_: object = None) -> None:
-            ask.description = f"Train with epsilon {amount.value:g}..."
-            yes.description = f"Spend epsilon {amount.value:g} for good"
-            confirm.layout.display = "none"
-            assert self._ledger is not None
-            plan = self._ledger.spent + amount.value
-            self._budget.value = panels.budget(self._choice.epsilon, self._ledger, plan)
-
-        def asked(_: object) -> None:
-            confirm.layout.display = ""
-
-        def confirmed(_: object) -> None:
-            assert self._spend is not None
-            confirm.layout.display = "none"
-            try:
-                path = self._spend(float(amount.value))
-            except RecsysBudgetError as error:
-                self._say(f"Not done: {error}")
-                return
-            self._replace_path(path)
-
-        amount.observe(name, "value")
-        ask.on_click(asked)
-        yes.on_click(confirmed)
-        no.on_click(name)
-        self._spending.children = [widgets.HBox([amount, ask]), confirm]
-        name()
+        self._replace_path(path)
 
     def _replace_path(self, path: Frontier) -> None:
         """Go on with a new frontier over epsilon; what else was chosen stays."""
         others = [f for f in self._operation.frontiers if f is not self._operation.path]
         self._operation = Operation((path, *others), self._in_use)
         self._choice = replace(self._choice, epsilon=self._operation.epsilons[-1])
-        self._controls = {}
-        self._build_fronts()
-        self._build_controls()
-        self._choose(self._choice)
+        self._build()
         self._assemble()
         self._show()
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """The widget, and for pages without a kernel a picture and the same in words."""
+        """The widget; and for pages without a kernel a picture, and the same in words."""
+        allow_widgets()
+        view = self._views[self._which.value]
+        words = view.words()
         bundle = super()._repr_mimebundle_(**options)
-        shown = self._which.value or 0
-        frontier = self._operation.frontiers[shown]
-        png = self._pictures[shown].png(self._now(frontier))
-        bundle["image/png"] = base64.b64encode(png).decode("ascii")
-        bundle["text/plain"] = frontier.describe()
-        return bundle
+        bundle |= {"image/png": base64.b64encode(view.png()).decode("ascii"), "text/plain": words}
+        return bundle, {"image/png": {"alt": words}}

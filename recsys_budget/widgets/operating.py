@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,8 @@ from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
-from recsys_budget.frontiers.sweep import DIVERSITY
+from recsys_budget.frontiers.basis import DIVERSITY
+from recsys_budget.frontiers.figures import figures
 from recsys_budget.rerank import (
     Certificate,
     Conflict,
@@ -204,11 +206,11 @@ class Operation:
             self._known = [
                 (
                     point.value if frontier is self.path else self.start().epsilon,
-                    _asked_at(frontier, point),
+                    frontier.basis.asked(frontier.swept, point.value),
                     point,
                 )
                 for frontier in self.frontiers
-                if self._same_candidates(frontier)
+                if frontier.basis is not None and self._same_candidates(frontier)
                 for point in frontier.points
             ]
         for value, made, point in self._known:
@@ -242,6 +244,32 @@ class Operation:
         if frontier.swept == DIVERSITY:
             return replace(choice, diversity=point.value)
         return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
+
+    def point(self, frontier: Frontier, choice: Choice) -> int:
+        """The point of a frontier that is the choice; -1 where none is."""
+        places = range(len(frontier))
+        return next((place for place in places if self.at(frontier, place, choice) == choice), -1)
+
+    def place(self, frontier: Frontier, result: Result) -> tuple[float, float] | None:
+        """Where a result stands on a frontier's axes; None where it has no place there.
+
+        Measured accuracy stays that of the point at its epsilon: it was measured under the rules that the
+        path was made with.
+        """
+        known: dict[str, float] = {}
+        if result.slates is not None:
+            known = figures(result.slates, self.catalogue)
+        if frontier is self.path:
+            row = next(i for i, p in enumerate(frontier.points) if p.value == result.choice.epsilon)
+            known = {str(name): value for name, value in frontier.frame.iloc[row].items()} | known
+        elif frontier.swept in result.choice.numbers:
+            rule = next(rule for rule in self.reranker.constraints if rule.name == frontier.swept)
+            name, _ = number_of(hard_part(rule))
+            known[str(name)] = result.choice.numbers[frontier.swept]
+        elif result.choice.diversity is not None:
+            known["weight"] = result.choice.diversity
+        x, y = (float(known.get(axis, math.nan)) for axis in (frontier.x, frontier.y))
+        return None if math.isnan(x) or math.isnan(y) else (x, y)
 
     def relaxed(self, result: Result, name: str) -> Choice | None:
         """The choice with one rule of a conflict as loose as settles it; None where no number does."""
@@ -344,7 +372,11 @@ class Operation:
     def _slates(self, before: pd.DataFrame) -> pd.DataFrame:
         if missing := [name for name in ("user", "item", "rank") if name not in before]:
             raise DataError(f"the slates in use have no column {missing[0]!r}")
-        slates = before.astype({"user": str, "item": str}).sort_values(["user", "rank"], kind="stable")
+        slates = before.astype({"user": str, "item": str})
+        slates["rank"] = pd.to_numeric(slates["rank"], errors="coerce")  # files may hold it as text
+        if slates["rank"].isna().any():
+            raise DataError("a rank of the slates in use is no number", column="rank")
+        slates = slates.sort_values(["user", "rank"], kind="stable")
         if (unknown := self.catalogue.positions(slates["item"]) < 0).any():
             raise DataError(f"item {slates['item'][unknown].iloc[0]!r} in use is not in the catalogue")
         return slates
@@ -375,17 +407,3 @@ def _room(rule: Constraint, candidates: Any, at: NDArray[np.intp], places: NDArr
         x = np.zeros(len(candidates.items))
         x[at] = 1.0
     return float(np.min(np.asarray(rule.rhs(candidates)) - np.asarray(rule.lhs(x, candidates))))
-
-
-def _asked_at(frontier: Frontier, point: Point) -> Reranker:
-    """The objective and the rules that a point of a sweep was made with."""
-    assert frontier.basis is not None
-    assert frontier.basis.reranker is not None
-    made = frontier.basis.reranker
-    if frontier.swept == DIVERSITY:
-        return replace(made, objective=EngagementDiversity(point.value))
-    rules = [
-        with_number(rule, point.value)[0] if rule.name == frontier.swept else rule
-        for rule in made.constraints
-    ]
-    return replace(made, constraints=rules)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from recsys_budget import _html
 from recsys_budget.data import ItemCatalogue
+from recsys_budget.frontiers.figures import provider_places
+from recsys_budget.metrics import gini
 from recsys_budget.privacy import PrivacyLedger, round_up
 from recsys_budget.privacy.words import in_words
 from recsys_budget.widgets.operating import Operation, Result
@@ -65,22 +68,50 @@ def rules(operation: Operation, result: Result, user: str) -> _html.Html:
     )
 
 
-def budget(epsilon: float | None, ledger: PrivacyLedger | None, plan: float) -> _html.Html:
-    """What is spent, what a plan would spend, what would be left; and what the epsilon means."""
+def providers(operation: Operation, result: Result) -> _html.Html:
+    """How the places of all slates spread over providers, before and after; nothing where none are named."""
+    catalogue: ItemCatalogue = operation.catalogue
+    if not catalogue.provider_names or result.slates is None:
+        return _html.Html("")
+    before, after = (
+        provider_places(lists, catalogue)
+        for lists in (operation.before(result.choice.epsilon), result.slates.frame)
+    )
+    if not (before.any() and after.any()):
+        return _html.Html("")
+    half = len(before) // 2
+    least = [f"{np.sort(places)[:half].sum() / places.sum():.1%}" for places in (before, after)]
+    covered = [f"{np.count_nonzero(places)} of {len(places)}" for places in (before, after)]
+    rows = [
+        ["providers with a place", *covered],
+        [f"share of places of the {half} providers shown least", *least],
+        ["Gini of places (0: all alike; near 1: one has all)", *(f"{gini(p):.3f}" for p in (before, after))],
+    ]
+    return _html.card(
+        "Providers",
+        _html.table(rows, ["all slates together", "before", "after"]),
+        note="Counted in everybody's slates (not private).",
+    )
+
+
+def budget(epsilon: float | None, ledger: PrivacyLedger | None, amount: float) -> _html.Html:
+    """What is spent, what a plan to spend some more comes to, what would be left; and what the cap means."""
     if ledger is None:
         if epsilon is None:
             return _html.Html("")
-        return _html.card("Privacy", _html.text(f"The model shown cost epsilon {round_up(epsilon)}."))
+        return _html.card("Privacy", _html.text(f"The model shown cost epsilon {round_up(epsilon):g}."))
     cap, spent = ledger.cap, ledger.spent
-    said = in_words(cap.epsilon, cap.delta)
-    left = max(0.0, cap.epsilon - max(spent, plan))
-    lines = [] if plan <= spent else [_html.text(f"This plan: up to epsilon {round_up(plan)} in all.")]
+    plan = min(spent + amount, cap.epsilon)
+    lines = []
+    if amount > 0.0:
+        lines = [_html.text(f"This plan: epsilon {amount:g} more, at most {round_up(plan):g} in all.")]
+    left = math.floor(max(0.0, cap.epsilon - plan) * 1e4) / 1e4
     return _html.card(
         "Privacy budget",
         _html.gauge(spent, cap.epsilon),
         *lines,
-        _html.text(f"Left afterwards: {math.floor(left * 1e4) / 1e4:g}. Moving sliders spends nothing."),
-        note=f"What the cap of epsilon {cap.epsilon:g} promises: {said}",
+        _html.text(f"Left {'afterwards' if lines else 'now'}: {left:g}. Moving sliders spends nothing."),
+        note=f"What the cap of epsilon {cap.epsilon:g} promises: {in_words(cap.epsilon, cap.delta)}",
     )
 
 

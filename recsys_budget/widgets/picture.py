@@ -40,11 +40,15 @@ class Picture:
         imsave(file, np.asarray(self._canvas.buffer_rgba()), format="png")  # type: ignore[no-untyped-call]
         return file.getvalue()
 
-    def html(self, now: tuple[float, float] | None) -> _html.Html:
-        """As an image with a description."""
+    def words(self, now: tuple[float, float] | None) -> str:
+        """What it shows, for those who do not see it."""
         said = self._frontier.describe()
         if now is not None:
             said += f" Chosen: {self._frontier.x} {now[0]:.4g}, {self._frontier.y} {now[1]:.4g}."
+        return said.replace("_", " ")
+
+    def html(self, now: tuple[float, float] | None) -> _html.Html:
+        """As an image with a description."""
         source = base64.b64encode(self.png(now)).decode("ascii")
-        alt = _html.escape(said)
+        alt = _html.escape(self.words(now))
         return _html.Html(f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{source}">')
