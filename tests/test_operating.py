@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,13 @@ import polars as pl
 import pytest
 
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, ProviderMinimum, SlateSize
-from recsys_budget.data import ItemCatalogue
+from recsys_budget.data import (
+    Interactions,
+    ItemCatalogue,
+    SyntheticSpec,
+    hold_out_users,
+    make_interactions,
+)
 from recsys_budget.frontiers import Frontier, frontier
 from recsys_budget.rerank import EngagementDiversity, Prepared, Reranker
 from recsys_budget.widgets.operating import Choice, Operation
@@ -187,3 +194,51 @@ def test_a_choice_without_a_weight_keeps_the_objective(solved) -> None:
     kept = operation.answer(Choice(None, None, {RULES[1].name: 2}))
     assert not solved
     assert kept.certificate is operation.frontiers[0].points[1].certificate
+
+
+class Offered:
+    """A recommender with a path of two models, whose scores are drawn once and for all."""
+
+    def __init__(self, seed: int, *path: Offered) -> None:
+        self.seed, self._path = seed, path
+
+    def epsilon_path(self) -> tuple[SimpleNamespace, ...]:
+        return tuple(SimpleNamespace(epsilon=1.0 + n, steps=n, model=m) for n, m in enumerate(self._path))
+
+    def recommend(self, interactions: Interactions, k: int) -> pd.DataFrame:
+        rng = np.random.default_rng(self.seed)
+        lists = [rng.permutation(len(interactions.catalogue))[:k] for _ in interactions.users]
+        return pd.DataFrame(
+            {
+                "user": np.repeat(interactions.users, k),
+                "item": interactions.catalogue.ids.to_numpy()[np.concatenate(lists)],
+                "relevance": rng.random(k * len(lists)),
+            }
+        )
+
+
+def test_each_epsilon_has_slates_of_its_own(solved) -> None:
+    spec = SyntheticSpec(n_users=60, n_items=40, n_categories=3, n_providers=4)
+    split = hold_out_users(make_interactions(spec, rng=1).interactions.positives(4), 6, rng=0)
+    kind = split.train.catalogue.category_names[0]
+    reranker = Reranker(EngagementDiversity(0.3), [SlateSize(K), CategoryMaximum(kind, 2)], gap=1e-6)
+    model = Offered(2, Offered(1), Offered(2))
+    options = {"reranker": reranker, "n_candidates": 30, "progress": False}
+    made = (
+        frontier(model, split.fold_in, "epsilon", held_out=split.held_out, metric="recall@4", **options),
+        frontier(model, split.fold_in, "diversity", [0.3, 0.6], **options),
+    )
+    operation = Operation(made)
+    assert operation.epsilons == (1.0, 2.0)
+    solved.clear()
+    first, last = (operation.answer(replace(operation.start(), epsilon=e)) for e in operation.epsilons)
+    assert not solved
+    for result, point in ((first, made[0].points[0]), (last, made[0].points[1])):
+        pd.testing.assert_frame_equal(result.slates.frame, point.slates.frame)
+    assert not first.slates.frame.equals(last.slates.frame)
+    weighted = replace(operation.start(), diversity=0.6)
+    assert operation.answer(weighted).certificate is made[1].points[1].certificate
+    assert not solved  # the last model made that frontier
+    other = operation.answer(replace(weighted, epsilon=1.0))
+    assert len(solved) == 1
+    assert other.certificate is not made[1].points[1].certificate

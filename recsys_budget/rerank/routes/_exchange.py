@@ -116,7 +116,8 @@ def best(  # type: ignore[no-untyped-def]
             pinned,
             count,
         )
-        before[:] = row
+        for slot in range(k):
+            before[slot] = row[slot]
         _entry(parent, lower, upper, count, leaf, net, row, pinned, weakest, entry)
         stop = _stop(entry, net, lowest)
         known, further = 0, 0

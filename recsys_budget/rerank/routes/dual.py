@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.rerank.routes._compiled import njit
+from recsys_budget.rerank.routes._compiled import COMPILED, njit
 from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.rows import PopulationRows
 
@@ -214,6 +214,23 @@ def _step(
 
 
 @njit
+def _add_compiled(
+    columns: NDArray[np.integer], data: NDArray[np.float64], times: float, into: NDArray[np.float64]
+) -> None:
+    for at in range(len(columns)):
+        into[columns[at]] += data[at] * times
+
+
+def _add_numpy(
+    columns: NDArray[np.integer], data: NDArray[np.float64], times: float, into: NDArray[np.float64]
+) -> None:
+    into[columns] += data * times  # numba would compile this for two seconds
+
+
+_add = _add_compiled if COMPILED else _add_numpy
+
+
+@njit
 def _descend(  # type: ignore[no-untyped-def]
     indptr, columns, data, diagonal, loads, prices, low, high, lower, upper, unit, step, product, sweeps
 ):
@@ -240,7 +257,7 @@ def _descend(  # type: ignore[no-untyped-def]
             if change != 0.0:
                 step[c] += change
                 first, last = indptr[c], indptr[c + 1]
-                product[columns[first:last]] += data[first:last] * change
+                _add(columns[first:last], data[first:last], change, product)
                 moved = max(moved, abs(change))
         bent[:] = 0.0
         slope, curve = 0.0, 0.0
@@ -250,7 +267,7 @@ def _descend(  # type: ignore[no-untyped-def]
             if now != 0.0:
                 slope += unit[c] * (product[c] - loads[c] + (upper[c] if now > 0.0 else lower[c]))
                 first, last = indptr[c], indptr[c + 1]
-                bent[columns[first:last]] += data[first:last] * unit[c]
+                _add(columns[first:last], data[first:last], unit[c], bent)
         for c in range(len(prices)):
             curve += together[c] * bent[c]
         shift = -np.sign(slope) * np.inf if slope != 0.0 else 0.0

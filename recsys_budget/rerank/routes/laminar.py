@@ -265,7 +265,8 @@ def _greedy(  # type: ignore[no-untyped-def]
     k = chosen.shape[1]
     taken = np.empty_like(reserved)
     for user in range(first, last):
-        taken[:] = reserved
+        for node in range(len(reserved)):  # copied so, numba compiles a second less
+            taken[node] = reserved[node]
         start, stop = offsets[user], offsets[user + 1]
         found = 0
         possible = True
