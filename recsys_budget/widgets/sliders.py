@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,13 +21,15 @@ with extra("notebook"):
 LABELLED: Mapping[str, Any] = {"style": {"description_width": "14em"}}
 WIDE: Mapping[str, Any] = {"layout": widgets.Layout(width="30em", max_width="70vw")}
 
-# Labels that are heard and not seen, and sentences under a slider.
+# Labels that are heard and not seen; sentences under a slider; and no alarm where a page cannot load the
+# front, for there the picture is.
 STYLE = (
     "<style>"
     ".rb-named{position:relative}"
     ".rb-named>.widget-label{position:absolute;width:1px!important;min-width:0;height:1px;margin:0;padding:0;"
     "overflow:hidden;clip-path:inset(50%);white-space:nowrap}"
     ".rb-said{margin:0 0 .4em 1em;max-width:38em;font:13px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}"
+    ".rb-view .jupyter-widgets-error-widget{display:none}"
     "</style>"
 )
 
@@ -98,7 +101,7 @@ class RuleSliders(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no ty
             least = operation.reranker.slate_size if rule.scope == "user" and whole else 1
             swept = [p.value for f in operation.frontiers if f.swept == rule.name for p in f.points]
             most = max(least, 2 * number, *swept)
-            start = int(number) if whole else float(number)
+            start, most = (int(number), math.ceil(most)) if whole else (float(number), float(most))
             self.rules[name] = Slider(name, start, most, 1 if whole else most / 100)
         super().__init__([*([self.weight] if self.weight is not None else []), *self.rules.values()])
         for slider in self.children:
