@@ -279,9 +279,9 @@ def test_missing_frontiers_to_look_at_are_found(tmp_path):
 
 def test_a_package_that_is_there_and_broken_is_installed_again_and_a_missing_one_for_the_first_time(tmp_path):
     """Pip takes what is there for good, so that the same command would change nothing."""
-    (spoilt,) = [f for f in findings(tmp_path, "packages", spoilt={"sklearn": OSError("no DLL")})]
+    (spoilt,) = findings(tmp_path, "packages", spoilt={"sklearn": OSError("no DLL")})
     assert spoilt.advice.endswith("-m pip install --force-reinstall scikit-learn")
-    (missing,) = [f for f in findings(tmp_path, "packages", absent=("numpy",))]
+    (missing,) = findings(tmp_path, "packages", absent=("numpy",))
     assert missing.advice.endswith('-m pip install "recsys-budget"')
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "REQUIREMENTS", (*REQUIREMENTS, "opacus; extra == 'train'"))

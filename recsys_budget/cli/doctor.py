@@ -354,7 +354,7 @@ def _fault(machine: Machine, requirement: Any) -> str:
 
 
 def _cure(machine: Machine, faults: Mapping[str, str], extra: str = "") -> str:
-    """The commands against faults by package: pip takes a package that is there for a good one, unless forced."""
+    """The commands against faults by package: unless forced, pip takes what is there for good."""
     spoilt = [name for name, fault in faults.items() if _SPOILT in fault]
     commands = [f"{_pip()} --force-reinstall {' '.join(spoilt)}"] if spoilt else []
     if len(spoilt) < len(faults):
