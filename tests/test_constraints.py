@@ -356,7 +356,7 @@ def test_unknown_category_lists_the_known_ones() -> None:
         with pytest.raises(SpecificationError, match=r"'Western'.*'Action', 'Documentary', 'Drama'"):
             rule.check(MIXED.catalogue, 2)
     SlateSize(3).check(MIXED.catalogue, 3)
-    with pytest.raises(SpecificationError, match="none at all"):
+    with pytest.raises(SpecificationError, match="none at all; give its table a column 'categories'"):
         CategoryMinimum("Drama", 1).check(ItemCatalogue.from_frame(pd.DataFrame({"item": ["a"]})), 1)
 
 

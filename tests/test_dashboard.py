@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -122,3 +123,24 @@ def test_a_visitor_runs_no_code(site, tmp_path):
     assert "execute_reply" not in ask("execute_request", {"code": code, "silent": False})
     assert not mark.exists()
     channel.close()
+
+
+def test_the_first_look_needs_no_package_for_training():
+    """What a newcomer installs first is ``.[notebook,fast]``; so the bundled frontiers open without torch."""
+    code = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "opacus", "dp_accounting", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from recsys_budget.cli.dashboard import explorer
+page = explorer()
+page.value = {"diversity": 0.15}
+print(page.result.certificate.largest_violation)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout) == 0.0

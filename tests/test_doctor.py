@@ -15,6 +15,7 @@ from recsys_budget.cli import doctor
 from recsys_budget.cli.doctor import examine
 from recsys_budget.cli.machine import Machine
 from recsys_budget.cli.main import main
+from recsys_budget.errors import DataError
 
 REQUIREMENTS = (
     "numpy>=2.2",
@@ -244,8 +245,9 @@ def test_data_of_the_wrong_size_or_damaged_is_found(tmp_path):
     found = findings(tmp_path, "data", modules={"recsys_budget.data": short})
     assert found[0].status == "broken"
     assert "3 users instead of 4,000" in found[0].found
-    assert "none" in found[1].found
-    assert "data fetch" in found[1].advice
+    assert "--force-reinstall" in found[0].advice
+    assert "none" in found[-1].found
+    assert "data fetch" in found[-1].advice
     (torn,) = findings(tmp_path, "data", spoilt={"recsys_budget.data": OSError("gone")})
     assert (torn.check, torn.status) == ("data", "broken")
     assert "gone" in torn.found
@@ -257,7 +259,40 @@ def test_published_data_is_found_where_it_lies(tmp_path):
         (tmp_path / "ml-1m" / name).touch()
     (tmp_path / "ml-20m.zip").touch()
     patient = replace(machine(tmp_path), data_home=tmp_path)
-    assert "published datasets: ml-1m, ml-20m;" in list(doctor._data(patient))[1].found
+    assert "published datasets: ml-1m, ml-20m;" in list(doctor._data(patient))[-1].found
+
+
+def test_missing_frontiers_to_look_at_are_found(tmp_path):
+    def gone():
+        raise DataError("not there", path=tmp_path / "frontiers.zip")
+
+    (hit,) = [
+        finding
+        for finding in findings(
+            tmp_path, "data", modules={"recsys_budget.frontiers": SimpleNamespace(bundled_frontiers=gone)}
+        )
+        if finding.status == "warning"
+    ]
+    assert "frontiers to look at" in hit.found
+    assert "--force-reinstall" in hit.advice
+
+
+def test_a_package_that_is_there_and_broken_is_installed_again_and_a_missing_one_for_the_first_time(tmp_path):
+    """Pip takes what is there for good, so that the same command would change nothing."""
+    (spoilt,) = findings(tmp_path, "packages", spoilt={"sklearn": OSError("no DLL")})
+    assert spoilt.advice.endswith("-m pip install --force-reinstall scikit-learn")
+    (missing,) = findings(tmp_path, "packages", absent=("numpy",))
+    assert missing.advice.endswith('-m pip install "recsys-budget"')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "REQUIREMENTS", (*REQUIREMENTS, "opacus; extra == 'train'"))
+        (both,) = [
+            f
+            for f in findings(tmp_path, "extras", spoilt={"torch": OSError("no DLL")})
+            if f.status == "warning"
+        ]
+    first, second = both.advice.split("; then ")
+    assert first.endswith("--force-reinstall torch")
+    assert second.endswith('"recsys-budget[train]"')
 
 
 def test_a_solver_that_answers_wrongly_is_found(tmp_path):
@@ -405,6 +440,7 @@ def refuse(*arguments, **options):
 sys.meta_path.insert(0, Absent())
 socket.socket.connect = socket.getaddrinfo = refuse
 from recsys_budget.cli.main import main
+from recsys_budget.errors import DataError
 sys.exit(main(["doctor", "--json", "--folder", sys.argv[1]]))
 """
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -11,7 +11,7 @@ import re
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ _FOR = {
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
 # Lab extensions by the package that brings them.
 _EXTENSIONS = {"jupyterlab-widgets": "@jupyter-widgets/jupyterlab-manager", "anywidget": "anywidget"}
+_SPOILT = "cannot be imported"
 _NEWS = "@jupyterlab/apputils-extension:announcements"
 _LEAST_GIB, _LEAST_FREE_GIB = 3.5, 1.5
 
@@ -130,9 +131,9 @@ def _python(machine: Machine) -> Iterator[Finding]:
 
 def _packages(machine: Machine) -> Iterator[Finding]:
     needed = [r for r in _required(machine) if r.marker is None]
-    faults = [(r, fault) for r in needed if (fault := _fault(machine, r))]
-    for _, fault in faults:
-        yield Finding("packages", "broken", fault, _install(machine))
+    faults = {r.name: fault for r in needed if (fault := _fault(machine, r))}
+    for name, fault in faults.items():
+        yield Finding("packages", "broken", fault, _cure(machine, {name: fault}))
     if not faults:
         yield Finding("packages", "ok", f"{len(needed)} packages, in the versions needed")
 
@@ -142,14 +143,10 @@ def _extras(machine: Machine) -> Iterator[Finding]:
         needed = [
             r for r in _required(machine) if r.marker is not None and r.marker.evaluate({"extra": name})
         ]
-        faults = [fault for r in needed if (fault := _fault(machine, r))]
+        faults = {r.name: fault for r in needed if (fault := _fault(machine, r))}
         if faults:
-            yield Finding(
-                "extras",
-                "warning",
-                f"{name} ({purpose}): {'; '.join(faults)}",
-                _install(machine, name),
-            )
+            said = f"{name} ({purpose}): {'; '.join(faults.values())}"
+            yield Finding("extras", "warning", said, _cure(machine, faults, name))
         else:
             yield Finding("extras", "ok", f"{name}: {purpose}")
 
@@ -241,12 +238,18 @@ def _data(machine: Machine) -> Iterator[Finding]:
     data = machine.load("recsys_budget.data")
     bundled = data.load_dataset("bundled", data_home=machine.data_home)
     expected = data.DATASETS["bundled"].n_users
+    again = f"{_install(machine)} --force-reinstall --no-deps"
     if bundled.n_users == expected:
         yield Finding("data", "ok", f"bundled data: {bundled.n_users:,} users, {bundled.n_items:,} items")
     else:
         said = f"bundled data with {bundled.n_users:,} users instead of {expected:,}"
-        advice = f"{_install(machine)} --force-reinstall --no-deps"
-        yield Finding("data", "broken", said, advice)
+        yield Finding("data", "broken", said, again)
+    try:
+        swept = machine.load("recsys_budget.frontiers").bundled_frontiers()
+    except machine.load("recsys_budget.errors").DataError as error:
+        yield Finding("data", "warning", f"no frontiers to look at: {_line(error)}", again)
+    else:
+        yield Finding("data", "ok", f"{len(swept)} frontiers to look at, without training")
     names = [name for name in data.DATASETS if name != "bundled"]
     there = [name for name in names if data.find_dataset(name, data_home=machine.data_home) is not None]
     yield Finding(
@@ -346,8 +349,17 @@ def _fault(machine: Machine, requirement: Any) -> str:
     try:
         machine.load(_MODULES.get(name, name.replace("-", "_")))
     except Exception as error:
-        return f"{requirement.name} {have} cannot be imported: {_line(error)}"
+        return f"{requirement.name} {have} {_SPOILT}: {_line(error)}"
     return ""
+
+
+def _cure(machine: Machine, faults: Mapping[str, str], extra: str = "") -> str:
+    """The commands against faults by package: unless forced, pip takes what is there for good."""
+    spoilt = [name for name, fault in faults.items() if _SPOILT in fault]
+    commands = [f"{_pip()} --force-reinstall {' '.join(spoilt)}"] if spoilt else []
+    if len(spoilt) < len(faults):
+        commands.append(_install(machine, extra))
+    return "; then ".join(commands)
 
 
 def _pip() -> str:

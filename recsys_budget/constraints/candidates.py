@@ -173,7 +173,8 @@ def category_code(catalogue: ItemCatalogue, name: str) -> int:
         SpecificationError: The catalogue has no such category; the message lists those it has.
     """
     if name not in catalogue.category_names:
-        known = ", ".join(map(repr, catalogue.category_names)) or "none at all"
+        known = ", ".join(map(repr, catalogue.category_names))
+        known = known or "none at all; give its table a column 'categories', joined by |"
         raise SpecificationError(f"the catalogue has no category {name!r}; it has {known}")
     return catalogue.category_names.index(name)
 
@@ -185,7 +186,8 @@ def provider_code(catalogue: ItemCatalogue, name: str) -> int:
         SpecificationError: The catalogue has no such provider.
     """
     if name not in catalogue.provider_names:
-        some = ", ".join(map(repr, catalogue.provider_names[:10])) or "none at all"
+        some = ", ".join(map(repr, catalogue.provider_names[:10]))
+        some = some or "none at all; give its table a column 'provider'"
         more = ", ..." if len(catalogue.provider_names) > 10 else ""
         raise SpecificationError(f"the catalogue has no provider {name!r}; it has {some}{more}")
     return catalogue.provider_names.index(name)
