@@ -159,7 +159,7 @@ def page() -> Any:
     import ipywidgets
     from IPython.display import Image, display
 
-    frontiers = swept(*users(20), np.linspace(0.0, 0.7, 8))
+    frontiers = swept(*users(20), np.arange(8) / 10)
     peer = ipywidgets.IntSlider(0, 0, 7, description="pyplot")
     output = ipywidgets.Output()
 
@@ -225,7 +225,8 @@ WATCH = """([key, what, which]) => new Promise((resolve) => {
     const start = performance.now();
     const look = () => {
       const spent = performance.now() - start;
-      if (seen() !== before && seen() != null) requestAnimationFrame(() => resolve(performance.now() - start));
+      const moved = seen() !== before && seen() != null;
+      if (moved) requestAnimationFrame(() => resolve(performance.now() - start));
       else if (spent > 5000) resolve(null);
       else requestAnimationFrame(look);
     };
