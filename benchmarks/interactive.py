@@ -257,9 +257,9 @@ def browser(presses: int) -> dict[str, Any]:
             names[1]: ("Page", ".rb-explorer .noUi-handle", *mark),
             names[2]: ("Arrow", ".peer .noUi-handle", ".peer-figure img", "src"),
         }
-        shown.locator(".rb-front [role=radio][tabindex='0']").press("Home")
-        shown.wait_for_timeout(2000)
         for name, (key, *what) in watched.items():
+            shown.locator(".rb-front [role=radio][tabindex='0']").press("Home")  # a weight of 0
+            shown.wait_for_timeout(2000)
             up, down = ("ArrowRight", "ArrowLeft") if key == "Arrow" else ("PageUp", "PageDown")
             times = []
             for press in range(presses):
