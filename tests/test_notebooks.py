@@ -36,6 +36,21 @@ def test_stored_as_it_ran(path):
     assert faults(nbformat.read(path, as_version=4)) == []
 
 
+@pytest.mark.parametrize("name", ["03_private_training", "06_case_study"])
+def test_what_is_stored_is_of_the_bundled_data(name):
+    """MovieLens, which these notebooks take where it is, may not be passed on."""
+    assert "users x 600 items" in nbformat.writes(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_the_case_study_runs_on_real_data(data_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECSYS_BUDGET_DATA", str(data_home))
+    fresh = execute(nbformat.read(FOLDER / "06_case_study.ipynb", as_version=4), tmp_path)
+    assert errors(fresh) == []
+    assert "6040 users x 3883 items" in nbformat.writes(fresh)
+
+
 def test_an_error_hidden_in_a_widget_is_found(tmp_path):
     source = """
 import ipywidgets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from recsys_budget import _html
@@ -52,7 +53,7 @@ class PrivacyPath(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no ty
         widgets.link((self.slider, "value"), (box, "value"))
         self._means, self._takes = widgets.HTML(), widgets.HTML()
         self.wanted = widgets.BoundedFloatText(
-            value=float(max(y)),
+            value=math.floor(1000 * max(y)) / 1000,  # what the last model does reach
             min=0.0,
             max=1.0,
             step=0.005,
