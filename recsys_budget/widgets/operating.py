@@ -246,9 +246,17 @@ class Operation:
         return replace(choice, numbers={**choice.numbers, frontier.swept: point.value})
 
     def point(self, frontier: Frontier, choice: Choice) -> int:
-        """The point of a frontier that is the choice; -1 where none is."""
-        places = range(len(frontier))
-        return next((place for place in places if self.at(frontier, place, choice) == choice), -1)
+        """The point of a frontier that is the choice, but for rounding on the way; -1 where none is."""
+
+        def there(place: int) -> bool:
+            other = self.at(frontier, place, choice)
+            if (other.epsilon, other.numbers.keys()) != (choice.epsilon, choice.numbers.keys()):
+                return False
+            pairs = [(other.diversity or 0.0, choice.diversity or 0.0)]
+            pairs += [(other.numbers[name], number) for name, number in choice.numbers.items()]
+            return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) for a, b in pairs)
+
+        return next(filter(there, range(len(frontier))), -1)
 
     def place(self, frontier: Frontier, result: Result) -> tuple[float, float] | None:
         """Where a result stands on a frontier's axes; None where it has no place there.

@@ -53,7 +53,7 @@ def rules(operation: Operation, result: Result, user: str) -> _html.Html:
                 rule.name,
                 "" if rule.hard else "soft",
                 "holds" if violation <= 1e-6 else f"violated by {violation:.4g}",
-                f"{slack[rule.name]:.4g}" + (" (all slates)" if rule.scope == "population" else ""),
+                f"{slack[rule.name] + 0.0:.4g}" + (" (all slates)" if rule.scope == "population" else ""),
                 "" if price is None else f"{100 * price:.3g}%",
                 rule.reason,
             ]
