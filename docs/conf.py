@@ -126,7 +126,8 @@ def public_names() -> str:
 
 def command_line() -> str:
     """The page with the help of every command, as the program prints it."""
-    commands = ["", "demo", "rerank", "dashboard", "doctor", "data list", "data fetch", "data generate"]
+    commands = ["", "demo", "rerank", "dashboard", "doctor"]
+    commands += ["data list", "data fetch", "data generate", "data frontiers"]
     body = [
         "# Command line\n\nEvery command exits with 0 when done, with 1 when something was refused, with 2 "
         "after wrong usage, and with 3 when no slates satisfy the rules.\n"

@@ -71,7 +71,8 @@ class MissingExtraError(RecsysBudgetError, ImportError):
         self.extra = extra
         super().__init__(
             f"this feature needs the package {package!r}, which is not installed; "
-            f'run: pip install "recsys-budget[{extra}]"',
+            f'run: pip install "recsys-budget[{extra}]", or in a copy of the repository: '
+            f'pip install ".[{extra}]"',
             name=package,
         )
 

@@ -94,7 +94,8 @@ def test_they_are_of_the_bundled_data_under_the_demos_rules(shipped):
 def test_nothing_is_solved_before_the_first_view(shipped, monkeypatch):
     monkeypatch.setattr(Prepared, "rerank", lambda *_, **__: pytest.fail("something was solved"))
     explorer = Explorer(*shipped)
-    assert "image/png" in explorer._repr_mimebundle_()[0]
+    bundle, _ = explorer._repr_mimebundle_()
+    assert "image/png" in bundle
     assert explorer.result.certificate.privacy == "per_user"
     # Nor is anything where a point is clicked.
     operation = Operation(shipped)
@@ -106,8 +107,8 @@ def test_nothing_is_solved_before_the_first_view(shipped, monkeypatch):
 
 def test_sliders_reach_every_number_swept(shipped):
     explorer = Explorer(*shipped)
-    slider = explorer._controls[shipped[2].swept]
-    assert (slider.min, slider.max, slider.value) == (0, max(FLOORS), 0)
+    slider = explorer._sliders.rules[shipped[2].swept]
+    assert (slider.children[0].min, slider.children[0].max, slider.value) == (0, max(FLOORS), 0)
     explorer.value = {"rules": {shipped[2].swept: 10}, "epsilon": 4.5}
     assert explorer.value["epsilon"] <= 4.0
 

@@ -15,10 +15,10 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
+from notebook_runs import execute
 from packaging.specifiers import SpecifierSet
 from sphinx.errors import ExtensionError
 from sphinx.util.inventory import InventoryFile
-from test_notebooks import execute
 
 import recsys_budget
 from recsys_budget.cli.main import main
@@ -212,7 +212,7 @@ def test_a_new_section_of_pitfalls_needs_a_severity(configuration):
 
 def test_every_command_is_in_the_reference(pages, site):
     shown = "".join(pages[site / "reference" / "command-line.html"].text)
-    for option in ("--epsilon", "--policy", "--strict", "--edition", "--sha256"):
+    for option in ("--epsilon", "--policy", "--strict", "--edition", "--sha256", "--slates"):
         assert option in shown
 
 

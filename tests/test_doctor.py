@@ -70,12 +70,16 @@ class Healthy(Machine):
     n_cores = 4
     program: str | None = "python"
     second: str | None = None
+    came_from = "recsys-budget"
 
     def requires_python(self):
         return ">=3.11"
 
     def requirements(self):
         return REQUIREMENTS
+
+    def origin(self):
+        return self.came_from
 
     def version(self, package):
         return None if package in self.absent else (VERSIONS | self.versions).get(package)
@@ -182,6 +186,45 @@ def test_a_fault_is_named_with_what_to_do(tmp_path, check, fault, status, found,
     hit = [finding for finding in hit if found in finding.found]
     assert [finding.status for finding in hit] == [status]
     assert advice in hit[0].advice
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ("recsys-budget", '"recsys-budget[notebook]"'),
+        ("/home/a b/copy", '"/home/a b/copy[notebook]"'),
+        ("git+https://host/owner/name", '"recsys-budget[notebook] @ git+https://host/owner/name"'),
+    ],
+)
+def test_advice_installs_from_where_the_package_came_with_the_same_python(tmp_path, origin, command):
+    (hit,) = [
+        finding
+        for finding in findings(tmp_path, "extras", absent=("jupyterlab",), came_from=origin)
+        if finding.status == "warning"
+    ]
+    assert hit.advice.endswith(f" -m pip install {command}")
+    assert hit.advice.strip('"').startswith(sys.executable)
+
+
+@pytest.mark.parametrize(
+    ("record", "origin"),
+    [
+        (None, "recsys-budget"),
+        ("", "recsys-budget"),
+        ("{", "recsys-budget"),
+        ({"url": "file://HERE/a%20b", "dir_info": {"editable": True}}, "HERE/a b"),
+        ({"url": "file://HERE/gone", "dir_info": {}}, "recsys-budget"),
+        ({"url": "file://HERE/x.whl", "archive_info": {}}, "recsys-budget"),
+        ({"url": "https://host/owner/name", "vcs_info": {"vcs": "git"}}, "git+https://host/owner/name"),
+    ],
+)
+def test_where_the_package_came_from_is_read_from_its_record(tmp_path, monkeypatch, record, origin):
+    (tmp_path / "a b").mkdir()
+    text = json.dumps(record).replace("HERE", tmp_path.as_posix()) if isinstance(record, dict) else record
+    monkeypatch.setattr(
+        "importlib.metadata.distribution", lambda name: SimpleNamespace(read_text=lambda file: text)
+    )
+    assert Machine().origin() == origin.replace("HERE", str(tmp_path))
 
 
 def test_every_check_can_fail(tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import copy
+import re
 import sys
 import types
 from dataclasses import replace
 
 import ipywidgets
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import traitlets
+from nbconvert import HTMLExporter
 
 from recsys_budget.constraints import (
     CategoryMaximum,
@@ -389,11 +394,10 @@ def test_an_epsilon_says_what_it_means_and_gives(banded):
     explorer.value = {"epsilon": 1.5}
     said = explorer._path._means.value
     assert explorer.value["epsilon"] == 1.0
-    assert f"Epsilon 1: {in_words(1.0, 1e-5)}" in said
+    assert f"Epsilon 1 with delta 1e-05: {in_words(1.0, 1e-5)}" in said
     assert "recall@5 is 0.200, plus or minus 0.01 over users; 0.120 to 0.260 over runs" in said
-    # Without a delta there is no guarantee to put in words.
     alone = banded.explore()._path._means.value
-    assert "bet" not in alone
+    assert f"Epsilon 4 with any delta up to 0.0001: {in_words(4.0, 1e-4)}" in alone
     assert "recall@5 is 0.300" in alone
 
 
@@ -447,6 +451,36 @@ def test_a_slider_is_called_what_its_rule_asks(explorer, rules):
     assert box.description == f"at least 2 {second.category}, exactly"
     box.value = 3
     assert explorer.value["rules"][second.name] == slider.value == 3
+
+
+def test_a_receipt_knows_its_delta(banded):
+    point = banded.points[0]
+    point.model.receipt_ = types.SimpleNamespace(delta=1e-3)
+    assert "with delta 0.001: " in banded.explore()._path._means.value
+
+
+def test_a_saved_notebook_shows_a_picture_without_a_kernel(explorer):
+    """As nbconvert makes a page of it: without state of widgets, or with state and the documented setting."""
+    data, metadata = explorer._repr_mimebundle_()
+    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+    cell = nbformat.v4.new_code_cell("explorer", outputs=[output])
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    stateful = copy.deepcopy(notebook)
+    state = {"state": {explorer.model_id: {"model_name": "VBoxModel"}}, "version_major": 2}
+    stateful.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
+    setting = traitlets.config.Config()
+    setting.NbConvertBase.display_data_priority = ["image/png", "text/html", "text/plain"]
+    for page, exporter in (
+        (notebook, HTMLExporter()),
+        (notebook, HTMLExporter(template_name="classic")),
+        (stateful, HTMLExporter(config=setting)),
+    ):
+        html, _ = exporter.from_notebook_node(page)
+        (image,) = re.findall("<img[^>]*>", html)
+        assert data["image/png"].strip() in image.replace("\n", "")
+        assert f'"model_id": "{explorer.model_id}"' not in html
+        if exporter.template_name == "classic":  # the other template drops the words
+            assert f'alt="{metadata["image/png"]["alt"]}"' in image
 
 
 def test_colab_is_asked_to_let_widgets_in(explorer, monkeypatch):

@@ -208,7 +208,8 @@ def test_the_slates_of_a_point_are_the_answer_there(written):
 def test_the_explorer_opens_it(written):
     explorer = Explorer(*read_frontiers(written))
     assert explorer.result.certificate.largest_violation == 0.0
-    assert "image/png" in explorer._repr_mimebundle_()[0]
+    bundle, _ = explorer._repr_mimebundle_()
+    assert "image/png" in bundle
 
 
 def test_the_file_says_whose_it_is_and_holds_no_model(written):

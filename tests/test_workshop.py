@@ -321,6 +321,9 @@ WRONG: dict[Any, list[tuple[Any, str]]] = {
         (32, "smaller"),
         (128, "smaller"),
         (4, "sqrt(n)"),
+        (True, "a bool"),
+        ([2], "a list"),
+        (float("nan"), "no finite number"),
         ("2", "without quotes"),
     ],
     BUDGET.grants: [

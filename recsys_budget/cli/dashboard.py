@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from recsys_budget.constraints import Policy
-from recsys_budget.data import hold_out_users, load_dataset, read_catalogue
+from recsys_budget.data import read_catalogue
 from recsys_budget.data.files import table_file
 from recsys_budget.errors import InfeasibleError, MissingExtraError, SpecificationError
-from recsys_budget.frontiers import frontier
-from recsys_budget.models import EASE
+from recsys_budget.frontiers import bundled_frontiers, frontier, read_frontiers
 from recsys_budget.rerank import Conflict, Reranker
 
 if TYPE_CHECKING:
+    from recsys_budget.frontiers import Basis
     from recsys_budget.widgets import Explorer
 
 TEMPLATES = Path(__file__).parents[1] / "widgets" / "jupyter"
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 LOOPBACK = "127.0.0.1"
-# Users of the bundled data that the page serves, their candidates, and the gap at which a slider's answer is
-# good enough to look at.
-_USERS, _CANDIDATES, _GAP = 60, 150, 0.01
+# The gap at which a slider's answer is good enough to look at.
+_GAP = 0.01
 
 
 def command(
@@ -36,6 +35,7 @@ def command(
     catalogue: Path | None = None,
     policy: Path | None = None,
     slates: Path | None = None,
+    frontiers: Path | None = None,
     host: str = LOOPBACK,
     port: int = 8866,
     browser: bool = True,
@@ -43,25 +43,32 @@ def command(
     """What serves the page: a command, its environment, and the folder it needs while it runs.
 
     Args:
-        candidates: As for ``recsys-budget rerank``; None shows the bundled data.
+        candidates: As for ``recsys-budget rerank``; None shows :func:`~recsys_budget.bundled_frontiers`.
         catalogue: As for ``recsys-budget rerank``; needed with candidates.
-        policy: The rules; None takes those of the demo, for the bundled data alone.
+        policy: The rules; needed with candidates. Without, they are asked of the bundled frontiers'
+            candidates.
         slates: Slates in use today, shown as "before"; None shows each user's most relevant items there.
+        frontiers: A file of :func:`~recsys_budget.write_frontiers` to show, in place of candidates and rules.
         host: Address to serve on. Anything but this computer's own lets others in, without a password.
         port: Port; 0 takes a free one.
         browser: Open a browser.
 
     Raises:
-        SpecificationError: Candidates come without a catalogue or policy.
+        SpecificationError: Candidates come without a catalogue or policy, or files do not go together.
         MissingExtraError: Voila is not installed.
     """
     if candidates is not None and (catalogue is None or policy is None):
         raise SpecificationError("candidates need --catalogue, what the items are, and --policy, the rules")
-    if candidates is None and (catalogue is not None or slates is not None):
+    if frontiers is not None and (candidates or catalogue or policy):
+        raise SpecificationError(
+            "--frontiers has candidates, catalogue and rules of its own; leave the other files out"
+        )
+    if candidates is None and (catalogue is not None or (slates is not None and frontiers is None)):
         raise SpecificationError("give the file of candidates that the catalogue and the slates go with")
     if find_spec("voila") is None:
         raise MissingExtraError("voila", "notebook")
     paths = {"candidates": candidates, "catalogue": catalogue, "policy": policy, "slates": slates}
+    paths["frontiers"] = frontiers
     asked = {name: None if path is None else str(path.resolve()) for name, path in paths.items()}
     source = (
         "import json\nfrom recsys_budget.cli.dashboard import explorer\n"
@@ -106,33 +113,29 @@ def explorer(
     catalogue: str | None = None,
     policy: str | None = None,
     slates: str | None = None,
+    frontiers: str | None = None,
 ) -> Explorer | Conflict:
     """What the page shows: the explorer, or why no slates satisfy the rules."""
     from recsys_budget.widgets import Explorer
 
-    if candidates is None:
-        table, items, rules = _bundled()
-        constraints = rules if policy is None else Policy.read(policy)
-    else:
-        assert catalogue is not None
-        assert policy is not None
-        table = table_file(Path(candidates), ("user", "item", "relevance")).read()
-        items, constraints = read_catalogue(catalogue), Policy.read(policy)
     before = None
     if slates is not None:
         before = table_file(Path(slates), ("user", "item", "rank")).read().to_pandas()
-    base = Reranker(constraints=constraints, gap=_GAP)
+    if candidates is None and policy is None:
+        return Explorer(
+            *(bundled_frontiers() if frontiers is None else read_frontiers(frontiers)), before=before
+        )
+    assert policy is not None
+    if candidates is None:
+        basis = cast("Basis", bundled_frontiers()[-1].basis)
+        table, items = basis.candidates(), basis.catalogue
+    else:
+        assert catalogue is not None
+        table = table_file(Path(candidates), ("user", "item", "relevance")).read()
+        items = read_catalogue(catalogue)
+    base = Reranker(constraints=Policy.read(policy), gap=_GAP)
     try:
         swept = frontier(table, items, "diversity", WEIGHTS, reranker=base, progress=False)
     except InfeasibleError as error:
         return cast("Conflict", error.conflict)
     return Explorer(swept, before=before)
-
-
-def _bundled() -> Any:
-    from recsys_budget.cli.demo import hard_rules
-
-    data = load_dataset("bundled").positives(4)
-    split = hold_out_users(data, _USERS, rng=0)
-    candidates = EASE().fit(split.train).recommend(split.fold_in, _CANDIDATES)
-    return candidates, data.catalogue, hard_rules(data.catalogue)

@@ -132,7 +132,7 @@ def _packages(machine: Machine) -> Iterator[Finding]:
     needed = [r for r in _required(machine) if r.marker is None]
     faults = [(r, fault) for r in needed if (fault := _fault(machine, r))]
     for _, fault in faults:
-        yield Finding("packages", "broken", fault, "pip install recsys-budget")
+        yield Finding("packages", "broken", fault, _install(machine))
     if not faults:
         yield Finding("packages", "ok", f"{len(needed)} packages, in the versions needed")
 
@@ -148,7 +148,7 @@ def _extras(machine: Machine) -> Iterator[Finding]:
                 "extras",
                 "warning",
                 f"{name} ({purpose}): {'; '.join(faults)}",
-                f'pip install "recsys-budget[{name}]"',
+                _install(machine, name),
             )
         else:
             yield Finding("extras", "ok", f"{name}: {purpose}")
@@ -161,7 +161,7 @@ def _torch(machine: Machine) -> Iterator[Finding]:
         torch = machine.load("torch")
         two = float((torch.ones(2) @ torch.ones(2)).numpy())
     except Exception as error:
-        advice = 'pip install --force-reinstall "recsys-budget[train]"'
+        advice = f"{_pip()} --force-reinstall torch"
         yield Finding("torch", "warning", f"does not compute: {_line(error)}", advice)
         return
     threads = int(torch.get_num_threads())
@@ -178,7 +178,7 @@ def _numba(machine: Machine) -> Iterator[Finding]:
     try:
         compiled = machine.load("numba").njit(_successor)(1)
     except Exception as error:
-        advice = 'pip install --force-reinstall "recsys-budget[fast]"'
+        advice = f"{_pip()} --force-reinstall numba"
         yield Finding("numba", "warning", f"does not compile: {_line(error)}", advice)
         return
     yield Finding("numba", "ok" if compiled == 2 else "warning", f"{machine.version('numba')} compiles")
@@ -187,7 +187,7 @@ def _numba(machine: Machine) -> Iterator[Finding]:
 def _solvers(machine: Machine) -> Iterator[Finding]:
     installed = sorted(machine.load("cvxpy").installed_solvers())
     if "HIGHS" not in installed:
-        yield Finding("solvers", "broken", f"HIGHS is not among {installed}", "pip install highspy")
+        yield Finding("solvers", "broken", f"HIGHS is not among {installed}", f"{_pip()} highspy")
         return
     yield Finding("solvers", "ok", ", ".join(installed))
     pandas, budget = machine.load("pandas"), machine.load("recsys_budget")
@@ -215,7 +215,7 @@ def _widgets(machine: Machine) -> Iterator[Finding]:
         if machine.version(package) is None:
             continue
         if extension not in there:
-            advice = f"pip install --force-reinstall {package}"
+            advice = f"{_pip()} --force-reinstall {package}"
             yield Finding("widgets", "warning", f"JupyterLab does not see {extension}", advice)
         elif any(name == extension or name.startswith(f"{extension}:") for name in off):
             advice = f"jupyter labextension enable {extension}"
@@ -245,7 +245,8 @@ def _data(machine: Machine) -> Iterator[Finding]:
         yield Finding("data", "ok", f"bundled data: {bundled.n_users:,} users, {bundled.n_items:,} items")
     else:
         said = f"bundled data with {bundled.n_users:,} users instead of {expected:,}"
-        yield Finding("data", "broken", said, "pip install --force-reinstall recsys-budget")
+        advice = f"{_install(machine)} --force-reinstall --no-deps"
+        yield Finding("data", "broken", said, advice)
     names = [name for name in data.DATASETS if name != "bundled"]
     there = [name for name in names if data.find_dataset(name, data_home=machine.data_home) is not None]
     yield Finding(
@@ -347,6 +348,19 @@ def _fault(machine: Machine, requirement: Any) -> str:
     except Exception as error:
         return f"{requirement.name} {have} cannot be imported: {_line(error)}"
     return ""
+
+
+def _pip() -> str:
+    """Pip of the Python that was looked at, which need not be the first on the path."""
+    program = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    return f"{program} -m pip install"
+
+
+def _install(machine: Machine, extra: str = "") -> str:
+    """The command that installs this package, from where it came from, with an extra."""
+    origin, wanted = machine.origin(), f"[{extra}]" if extra else ""
+    asked = f"recsys-budget{wanted} @ {origin}" if "://" in origin else f"{origin}{wanted}"
+    return f'{_pip()} "{asked}"'
 
 
 def _successor(x: int) -> int:

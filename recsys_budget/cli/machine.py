@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 _GIB = 2**30
 
@@ -43,6 +45,20 @@ class Machine:
     def requirements(self) -> Sequence[str]:
         """What this package requires, extras too, as its metadata has it."""
         return metadata.requires("recsys-budget") or ()
+
+    def origin(self) -> str:
+        """What pip would install this package from again: a name, a folder, or an address.
+
+        Packages that came from an index say nothing about it (PEP 610), so those go by their name.
+        """
+        with suppress(metadata.PackageNotFoundError, ValueError, KeyError):
+            said = json.loads(metadata.distribution("recsys-budget").read_text("direct_url.json") or "{}")
+            folder = Path(url2pathname(urlsplit(said["url"]).path))
+            if "dir_info" in said and folder.is_dir():
+                return str(folder)
+            if "vcs_info" in said:
+                return f"{said['vcs_info']['vcs']}+{said['url']}"
+        return "recsys-budget"
 
     def version(self, package: str) -> str | None:
         """Version of an installed package; None where it is not installed."""

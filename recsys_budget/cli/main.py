@@ -89,10 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("doctor", help="say what this computer lacks, and what to do")  # see main
     board = commands.add_parser("dashboard", help="the explorer as a page, for this computer alone")
-    board.add_argument("candidates", type=Path, nargs="?", help="as for rerank (default: the bundled data)")
+    board.add_argument("candidates", type=Path, nargs="?", help="as for rerank (default: bundled frontiers)")
     board.add_argument("--catalogue", type=Path, help="csv, tsv or parquet: item and facts")
     board.add_argument("--policy", type=Path, help="the rules, in YAML or JSON")
     board.add_argument("--slates", type=Path, help="slates in use today, to compare with: user, item, rank")
+    board.add_argument("--frontiers", type=Path, help="a file of write_frontiers, in place of the others")
     board.add_argument("--host", default="127.0.0.1", help="others than this let others in, without password")
     board.add_argument("--port", type=int, default=8866, help="default: %(default)s")
     board.add_argument("--no-browser", action="store_true", help="open none")
@@ -169,6 +170,7 @@ def _dashboard(options: argparse.Namespace) -> None:
         catalogue=options.catalogue,
         policy=options.policy,
         slates=options.slates,
+        frontiers=options.frontiers,
         host=options.host,
         port=options.port,
         browser=not options.no_browser,

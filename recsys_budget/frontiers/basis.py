@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import DataError, SpecificationError
-from recsys_budget.rerank import Prepared, Reranker
+from recsys_budget.rerank import EngagementDiversity, Prepared, Reranker
+from recsys_budget.rerank.loosening import with_number
+
+EPSILON, DIVERSITY = "epsilon", "diversity"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,26 @@ class Basis:
         if isinstance(self.over, Interactions):
             return source.recommend(self.over, self.n_candidates)
         return source.frame if isinstance(source, StoredCandidates) else source
+
+    def asked(self, swept: str, value: float) -> Reranker:
+        """The re-ranker at a point of a sweep.
+
+        Args:
+            swept: What was swept: ``EPSILON``, ``DIVERSITY`` or the name of a rule.
+            value: What it was there.
+
+        Raises:
+            SpecificationError: There is no re-ranker, or a rule that does not allow this number.
+        """
+        if self.reranker is None:
+            raise SpecificationError("lists were measured as they are, so there is no re-ranker")
+        if swept == DIVERSITY:
+            return replace(self.reranker, objective=EngagementDiversity(value))
+        rules = self.reranker.constraints
+        return replace(
+            self.reranker,
+            constraints=[with_number(rule, value)[0] if rule.name == swept else rule for rule in rules],
+        )
 
     def served_history(self) -> Interactions | None:
         """What the served users had used, where it is known."""

@@ -26,9 +26,8 @@ from recsys_budget.frontiers.archive import FORMAT, MAIN, MOST_BYTES, MOST_FILES
 from recsys_budget.frontiers.basis import Basis, StoredCandidates
 from recsys_budget.frontiers.frontier import Frontier, Point
 from recsys_budget.frontiers.records import get
-from recsys_budget.rerank import EngagementDiversity, Reranker, Slates
+from recsys_budget.rerank import Reranker, Slates
 from recsys_budget.rerank.frames import CandidateTable
-from recsys_budget.rerank.loosening import with_number
 from recsys_budget.rerank.question import Outcome
 from recsys_budget.rerank.verification import certify, count_violations, figures
 
@@ -129,7 +128,7 @@ class _Reader:
                 rows, ranks = (slates[name][slates["point"] == place] for name in ("candidate", "rank"))
                 mine = {name: per_user[name][per_user["point"] == place] for name in PER_USER}
                 made = _slates(table, rows, ranks, certificate, mine)
-                _recount(made, _asked(basis, swept, value), table, rows)
+                _recount(made, basis.asked(swept, value), table, rows)
             points.append(
                 Point(
                     value,
@@ -281,19 +280,6 @@ def _slates(
     )
     per_user = pd.DataFrame({"user": table.users, **figures, "candidates": np.diff(table.offsets)})
     return Slates(frame, records.certificate_from(certificate, per_user), table.catalogue)
-
-
-def _asked(basis: Basis, swept: str, value: float) -> Reranker:
-    """The re-ranker at a point of a sweep."""
-    assert basis.reranker is not None
-    if swept == "epsilon":
-        return basis.reranker
-    if swept == "diversity":
-        return replace(basis.reranker, objective=EngagementDiversity(value))
-    rules = [
-        with_number(rule, value)[0] if rule.name == swept else rule for rule in basis.reranker.constraints
-    ]
-    return replace(basis.reranker, constraints=rules)
 
 
 def _recount(slates: Slates, reranker: Reranker, table: CandidateTable, rows: NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, SpecificationError
-from recsys_budget.frontiers.basis import Basis
+from recsys_budget.frontiers.basis import DIVERSITY, EPSILON, Basis
 from recsys_budget.frontiers.bound import steps_bound, weights_bound
 from recsys_budget.frontiers.figures import figures, provider_figures, standard_error
 from recsys_budget.frontiers.frontier import Frontier, Point
@@ -22,7 +22,6 @@ from recsys_budget.rerank import EngagementDiversity, Reranker, Slates
 from recsys_budget.rerank.loosening import with_number
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)
-EPSILON, DIVERSITY = "epsilon", "diversity"
 
 
 def frontier(

@@ -139,6 +139,16 @@ class PrivateItemModel(StatisticsModel[Answer]):
         (recommendations from a noisy covariance matrix). Dwork, Talwar, Thakurta and Zhang (2014),
         doi:10.1145/2591796.2591883 (its principal components). Krichene et al. (2023), arXiv:2302.07975
         (weights by how often items occur). For the rest see ``models/_denoise.py``.
+
+    Examples:
+        >>> from recsys_budget import PrivacyBudget, PrivacyLedger, load_dataset
+        >>> table = load_dataset("bundled").positives(4)
+        >>> ledger = PrivacyLedger(PrivacyBudget(epsilon=4.0, delta=1e-6))
+        >>> model = PrivateItemModel(declared_users=4000, epsilons=(1, 2, 4)).fit(table, ledger=ledger)
+        >>> [f"{point.epsilon:.2f}" for point in model.epsilon_path()]
+        ['1.00', '2.00', '4.00']
+        >>> round(ledger.spent, 2)
+        4.0
     """
 
     def __init__(

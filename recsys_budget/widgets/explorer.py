@@ -88,6 +88,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         self._spending: Spending | None = None
         self._build()
         super().__init__()
+        self.add_class("rb-explorer")
         self._assemble()
         if spend is not None and ledger is not None:
             self._spending = Spending(ledger, self._spend, self._plan)

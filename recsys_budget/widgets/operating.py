@@ -16,8 +16,8 @@ from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
+from recsys_budget.frontiers.basis import DIVERSITY
 from recsys_budget.frontiers.figures import figures
-from recsys_budget.frontiers.sweep import DIVERSITY
 from recsys_budget.rerank import (
     Certificate,
     Conflict,
@@ -206,11 +206,11 @@ class Operation:
             self._known = [
                 (
                     point.value if frontier is self.path else self.start().epsilon,
-                    _asked_at(frontier, point),
+                    frontier.basis.asked(frontier.swept, point.value),
                     point,
                 )
                 for frontier in self.frontiers
-                if self._same_candidates(frontier)
+                if frontier.basis is not None and self._same_candidates(frontier)
                 for point in frontier.points
             ]
         for value, made, point in self._known:
@@ -372,7 +372,11 @@ class Operation:
     def _slates(self, before: pd.DataFrame) -> pd.DataFrame:
         if missing := [name for name in ("user", "item", "rank") if name not in before]:
             raise DataError(f"the slates in use have no column {missing[0]!r}")
-        slates = before.astype({"user": str, "item": str}).sort_values(["user", "rank"], kind="stable")
+        slates = before.astype({"user": str, "item": str})
+        slates["rank"] = pd.to_numeric(slates["rank"], errors="coerce")  # files may hold it as text
+        if slates["rank"].isna().any():
+            raise DataError("a rank of the slates in use is no number", column="rank")
+        slates = slates.sort_values(["user", "rank"], kind="stable")
         if (unknown := self.catalogue.positions(slates["item"]) < 0).any():
             raise DataError(f"item {slates['item'][unknown].iloc[0]!r} in use is not in the catalogue")
         return slates
@@ -403,17 +407,3 @@ def _room(rule: Constraint, candidates: Any, at: NDArray[np.intp], places: NDArr
         x = np.zeros(len(candidates.items))
         x[at] = 1.0
     return float(np.min(np.asarray(rule.rhs(candidates)) - np.asarray(rule.lhs(x, candidates))))
-
-
-def _asked_at(frontier: Frontier, point: Point) -> Reranker:
-    """The objective and the rules that a point of a sweep was made with."""
-    assert frontier.basis is not None
-    assert frontier.basis.reranker is not None
-    made = frontier.basis.reranker
-    if frontier.swept == DIVERSITY:
-        return replace(made, objective=EngagementDiversity(point.value))
-    rules = [
-        with_number(rule, point.value)[0] if rule.name == frontier.swept else rule
-        for rule in made.constraints
-    ]
-    return replace(made, constraints=rules)

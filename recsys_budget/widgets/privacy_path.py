@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from recsys_budget import _html
@@ -17,13 +18,16 @@ with extra("notebook"):
     from recsys_budget.widgets.sliders import LABELLED, WIDE, named
 
 
+_DELTA = 1e-4
+
+
 class PrivacyPath(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     """An epsilon to choose, what it means and what it gives; or a utility to ask for, and what that takes.
 
     Args:
         frontier: Over epsilon.
-        delta: The delta that its epsilons go with; None where it is not known, and then no promise is put
-            in words.
+        delta: The delta that its epsilons go with; None where it is not known, and then the words are for
+            any delta up to one in ten thousand.
 
     Attributes:
         epsilon: The chosen one: that of a point of the frontier.
@@ -49,7 +53,7 @@ class PrivacyPath(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no ty
         widgets.link((self.slider, "value"), (box, "value"))
         self._means, self._takes = widgets.HTML(), widgets.HTML()
         self.wanted = widgets.BoundedFloatText(
-            value=float(max(y)),
+            value=math.floor(1000 * max(y)) / 1000,  # what the last model does reach
             min=0.0,
             max=1.0,
             step=0.005,
@@ -81,9 +85,10 @@ class PrivacyPath(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no ty
             gives += f", plus or minus {error:.2g} over users"
         if self._frontier.band:
             gives += f"; {low:.3f} to {high:.3f} over runs of the noise"
-        if self._delta is None:
-            return f"{gives}."
-        return f"Epsilon {round_up(epsilon):g}: {in_words(epsilon, self._delta)} {gives}."
+        # A bet can only get better with delta, so the words hold for any smaller one too.
+        delta, any_up_to = (_DELTA, "any delta up to ") if self._delta is None else (self._delta, "delta ")
+        promise = in_words(epsilon, delta)
+        return f"Epsilon {round_up(epsilon):g} with {any_up_to}{delta:g}: {promise} {gives}."
 
     @property
     def _name(self) -> str:

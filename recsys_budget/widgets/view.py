@@ -39,6 +39,7 @@ class FrontierView(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no t
         self._now: Place | None = None
         self._drawn: tuple[bool, Place | None] | None = None
         super().__init__([self.front, self.picture])
+        self.add_class("rb-view")
         self.front.observe(self._selected, "selected")
         self.front.observe(lambda _: self._draw(), "loaded")
 
