@@ -86,7 +86,7 @@ def draw(frontier: Frontier, ax: Axes | None, selected: int | None) -> Axes:
     ax.grid(alpha=0.3)
     if frontier.note:
         # Wrapped here: matplotlib's own wrapping reads a dollar sign as the start of a formula.
-        ax.set_title(textwrap.fill(_plain(frontier.note, 240), 80), fontsize=8, loc="left", **PLAIN)
+        ax.set_title(textwrap.fill(_plain(frontier.note, 300), 80), fontsize=8, loc="left", **PLAIN)
     return ax
 
 
