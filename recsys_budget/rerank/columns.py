@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from recsys_budget.rerank.fast import (
 )
 from recsys_budget.rerank.integer import Program, solve_highs
 from recsys_budget.rerank.question import Outcome, Question
+from recsys_budget.rerank.routes.direct import DirectSlates
+from recsys_budget.rerank.routes.diverse import DiverseSlates
 from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
 from recsys_budget.rerank.together import SMALL, Together
 
@@ -100,10 +103,10 @@ def solve_columns(question: Question) -> Outcome | None:
         asked.append(last)
     prices: NDArray[np.float64] = asked.pop() if asked else np.zeros(len(lower))
     best, best_prices, solves, n_free, failed, found = np.inf, prices, 0, _FREE, 0, None
-    answer: _Mixture | None = None
+    answer: _Choice | None = None
     if begun:
         first = np.arange(len(population))
-        answer = _Mixture(first, float(known.values[first].sum()), prices, outside=False)
+        answer = _Choice(first, float(known.values[first].sum()))
     for _ in range(_ROUNDS):
         # Nothing is paid for bounds that are not there.
         prices = np.where(np.isfinite(np.where(prices > 0.0, upper, lower)), prices, 0.0)
@@ -121,13 +124,15 @@ def solve_columns(question: Question) -> Outcome | None:
             continue
         if question.late or not known.complete:
             break
-        mixture = _mix(known, best_prices, (lower, upper), n_free, question)
+        choosing = _Choosing(known, best_prices, (lower, upper), n_free, question.gap / 4.0)
+        mixture = choosing.mixture()
         if mixture is None:
             break
         near = not mixture.outside and best - mixture.value <= 0.5 * question.gap * abs(best)
         if near or not new:
-            choice = _mix(known, best_prices, (lower, upper), n_free, question, whole=True)
-            if choice is not None and not choice.outside and (answer is None or choice.value > answer.value):
+            left = question.seconds_left
+            choice = choosing.whole(_SECONDS if left is None else min(_SECONDS, left))
+            if choice is not None and (answer is None or choice.value > answer.value):
                 answer = choice
             if answer is not None and best - answer.value <= question.gap * abs(best):
                 break
@@ -170,35 +175,26 @@ def _oracle(question: Question, gains: Gains) -> Callable[[NDArray[np.float64]],
     quotas = Quotas.of(question.constraints, population)
     sums = Sums.of(question.constraints, population, "user") if quotas is None else None
 
-    def diverse(prices: NDArray[np.float64]) -> _Found:
-        assert quotas is not None
+    if quotas is None and (sums is None or len(sums.crossed)):
+        return None
+
+    def ask(prices: NDArray[np.float64]) -> _Found:
         priced = replace(diversity, linear=diversity.linear - prices)
-        found = diverse_slates(finer, gains, quotas, priced)
-        bound = float(np.where(found.feasible, found.bound, 0.0).sum())
+        found: DiverseSlates | DirectSlates
+        if quotas is not None:
+            found = diverse = diverse_slates(finer, gains, quotas, priced)
+            impossible, work = ~diverse.feasible, diverse.visited
+            user_prices = partial(prices_of_diverse, finer, gains, quotas, priced, diverse)
+        else:
+            assert sums is not None
+            found = direct = direct_slates(finer, gains, sums, priced)
+            impossible, work = direct.impossible, direct.solves
+            user_prices = partial(prices_of_sums, finer, sums, direct)
+        bound = float(np.where(impossible, 0.0, found.bound).sum())
         chosen = gains.rows(found.chosen, population)
+        return _Found(chosen, found.feasible, impossible, bound, int(work.sum()), user_prices)
 
-        def user_prices() -> NDArray[np.float64]:
-            return prices_of_diverse(finer, gains, quotas, priced, found)
-
-        visited = int(found.visited.sum())
-        return _Found(chosen, found.feasible, ~found.feasible, bound, visited, user_prices)
-
-    def direct(prices: NDArray[np.float64]) -> _Found:
-        assert sums is not None
-        priced = replace(diversity, linear=diversity.linear - prices)
-        found = direct_slates(finer, gains, sums, priced)
-        bound = float(np.where(found.impossible, 0.0, found.bound).sum())
-        chosen = gains.rows(found.chosen, population)
-
-        def user_prices() -> NDArray[np.float64]:
-            return prices_of_sums(finer, sums, found)
-
-        solves = int(found.solves.sum())
-        return _Found(chosen, found.feasible, found.impossible, bound, solves, user_prices)
-
-    if quotas is not None:
-        return diverse
-    return None if sums is None or len(sums.crossed) else direct
+    return ask
 
 
 def _without_diversity(
@@ -286,72 +282,93 @@ class _Known:
 
 @dataclass(frozen=True, eq=False)
 class _Mixture:
-    """A choice among known slates.
+    """The best mixture of known slates.
 
     Attributes:
-        taken: int64 ``(n_users,)``, which slate each user has; of a mixture, one of those mixed.
         value: Sum of objectives, what lies outside the bounds of sums paid for.
-        prices: float64 ``(n_sums,)``, of the linear program.
+        prices: float64 ``(n_sums,)``.
         outside: Whether a sum is outside its bounds.
     """
 
-    taken: NDArray[np.intp]
     value: float
     prices: NDArray[np.float64]
     outside: bool
 
 
-def _mix(
-    known: _Known,
-    prices: NDArray[np.float64],
-    limits: tuple[NDArray[np.float64], NDArray[np.float64]],
-    n_free: int,
-    question: Question,
-    *,
-    whole: bool = False,
-) -> _Mixture | None:
-    """The best mixture of slates; or, whole, the best choice of one each; None where none was found.
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """One slate a user that keep to the sums.
+
+    Attributes:
+        taken: int64 ``(n_users,)``, which of the known slates each user has.
+        value: Sum of objectives.
+    """
+
+    taken: NDArray[np.intp]
+    value: float
+
+
+class _Choosing:
+    """A program that chooses among known slates at some prices.
 
     Users with another slate that is nearly as good at these prices are free, the others have their best.
     """
-    order, first, net = known.ranked(prices)
-    best = order[first]
-    second = np.full(known.n_users, np.inf)
-    more = np.flatnonzero(np.diff(np.append(first, len(order))) > 1)
-    second[more] = (net[best] - net[order[np.minimum(first + 1, len(order) - 1)]])[more]
-    free = np.zeros(known.n_users, bool)
-    free[np.argsort(second, kind="stable")[:n_free]] = True
-    rest: NDArray[np.float64] = known.loads[best[~free]].sum(axis=0)
-    here = np.flatnonzero(free[known.users])
-    own = (np.cumsum(free) - 1)[known.users[here]]
-    n, m, u = len(here), known.loads.shape[1], int(free.sum())
-    one = sparse.csr_array((np.ones(n), (own, np.arange(n))), shape=(u, n))
-    beyond = sparse.csr_array(sparse.hstack([sparse.eye_array(m), -sparse.eye_array(m)]))
-    blocks: list[list[Any]] = [[one, None], [known.loads[here].T, beyond]]
-    most = np.concatenate([np.ones(n), np.full(2 * m, 0.0 if whole else np.inf)])
-    program = Program(
-        np.concatenate([known.values[here], np.full(2 * m, -_OUTSIDE)]),
-        sparse.csr_array(sparse.block_array(blocks)),
-        np.concatenate([np.ones(u), limits[0] - rest]),
-        np.concatenate([np.ones(u), limits[1] - rest]),
-        np.zeros(n + 2 * m),
-        most,
-        n if whole else 0,
-    )
-    left = question.seconds_left
-    seconds = _SECONDS if left is None else min(_SECONDS, left)
-    answer = solve_highs(program, question.gap / 4.0, seconds if whole else np.inf)
-    if answer.v is None or (answer.duals is None and not whole):
-        return None
-    share = answer.v[:n]
-    taken = best.copy()
-    at = np.lexsort((share, own))
-    taken[free] = here[at[np.searchsorted(own[at], np.arange(u), side="right") - 1]]
-    if whole:
-        value = float(known.values[taken].sum())
+
+    def __init__(
+        self,
+        known: _Known,
+        prices: NDArray[np.float64],
+        limits: tuple[NDArray[np.float64], NDArray[np.float64]],
+        n_free: int,
+        gap: float,
+    ) -> None:
+        order, first, net = known.ranked(prices)
+        self._known, self._limits, self._gap = known, limits, gap
+        self._best = order[first]
+        second = np.full(known.n_users, np.inf)
+        more = np.flatnonzero(np.diff(np.append(first, len(order))) > 1)
+        second[more] = net[self._best[more]] - net[order[first[more] + 1]]
+        self._free = np.zeros(known.n_users, bool)
+        self._free[np.argsort(second, kind="stable")[:n_free]] = True
+        rest: NDArray[np.float64] = known.loads[self._best[~self._free]].sum(axis=0)
+        self._here = np.flatnonzero(self._free[known.users])
+        self._own = (np.cumsum(self._free) - 1)[known.users[self._here]]
+        n, m, u = len(self._here), known.loads.shape[1], int(self._free.sum())
+        one = sparse.csr_array((np.ones(n), (self._own, np.arange(n))), shape=(u, n))
+        beyond = sparse.csr_array(sparse.hstack([sparse.eye_array(m), -sparse.eye_array(m)]))
+        blocks: list[list[Any]] = [[one, None], [known.loads[self._here].T, beyond]]
+        self._relaxed = Program(
+            np.concatenate([known.values[self._here], np.full(2 * m, -_OUTSIDE)]),
+            sparse.csr_array(sparse.block_array(blocks)),
+            np.concatenate([np.ones(u), limits[0] - rest]),
+            np.concatenate([np.ones(u), limits[1] - rest]),
+            np.zeros(n + 2 * m),
+            np.concatenate([np.ones(n), np.full(2 * m, np.inf)]),
+            0,
+        )
+
+    def mixture(self) -> _Mixture | None:
+        """The best mixture; None where the solver has none."""
+        answer = solve_highs(self._relaxed, self._gap, np.inf)
+        if answer.v is None or answer.duals is None:
+            return None
+        settled = self._known.values[self._best[~self._free]].sum()
+        outside = bool(answer.v[len(self._here) :].sum() > 1e-7)
+        prices = answer.duals[int(self._free.sum()) :]
+        return _Mixture(float(settled + self._relaxed.c @ answer.v), prices, outside)
+
+    def whole(self, seconds: float) -> _Choice | None:
+        """The best slates, one a user; None where none were found that keep to the sums."""
+        n, known = len(self._here), self._known
+        most = self._relaxed.most.copy()
+        most[n:] = 0.0
+        answer = solve_highs(replace(self._relaxed, most=most, integers=n), self._gap, seconds)
+        if answer.v is None:
+            return None
+        taken = self._best.copy()
+        at = np.lexsort((answer.v[:n], self._own))
+        last = np.searchsorted(self._own[at], np.arange(self._free.sum()), side="right") - 1
+        taken[self._free] = self._here[at[last]]
         total: NDArray[np.float64] = known.loads[taken].sum(axis=0)
-        kept = (total >= limits[0] - TOLERANCE) & (total <= limits[1] + TOLERANCE)
-        return _Mixture(taken, value, prices, not kept.all())
-    assert answer.duals is not None
-    value = float(known.values[best[~free]].sum() + program.c @ answer.v)
-    return _Mixture(taken, value, answer.duals[u:], bool(answer.v[n:].sum() > 1e-7))
+        kept = (total >= self._limits[0] - TOLERANCE) & (total <= self._limits[1] + TOLERANCE)
+        return _Choice(taken, float(known.values[taken].sum())) if kept.all() else None

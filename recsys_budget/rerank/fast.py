@@ -17,7 +17,7 @@ from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes._compiled import COMPILED
 from recsys_budget.rerank.routes.direct import DirectSlates, solve_direct
 from recsys_budget.rerank.routes.diverse import DiverseSlates, solve_diverse
-from recsys_budget.rerank.routes.laminar import bound_prices, looser, solve_laminar
+from recsys_budget.rerank.routes.laminar import LaminarTree, bound_prices, loosened, solve_laminar
 from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
 
 # Users whose slates are chosen again for prices of quotas; with diversity that takes a hundred times longer.
@@ -122,11 +122,22 @@ def solve_diversity(question: Question) -> Outcome | None:
 
 def diverse_slates(question: Question, gains: Gains, quotas: Quotas, diversity: Cosines) -> DiverseSlates:
     """The diverse route's slates, rows in the order of the gains."""
+    return _diverse(question, diversity, question.population.offsets, gains.gains, gains.items, quotas.tree)
+
+
+def _diverse(
+    question: Question,
+    diversity: Cosines,
+    offsets: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    items: NDArray[np.intp],
+    tree: LaminarTree,
+) -> DiverseSlates:
     return solve_diverse(
-        question.population.offsets,
-        gains.gains + diversity.each,
-        gains.items,
-        quotas.tree,
+        offsets,
+        gains + diversity.each,
+        items,
+        tree,
         question.memory.factors(diversity, question.population.k),
         diversity.curvature,
         diversity.linear,
@@ -177,23 +188,13 @@ def prices_of_diverse(
     Both are within the gap, and mostly optimal, so the difference is good to the gap at worst.
     """
     users, sampled, rows = _sample(question.population.offsets, _PRICED_DIVERSE)
-    had = found.feasible[users]
-    prices = np.zeros((2, len(quotas.tree.parent)))
-    for side, node, tree in looser(quotas.tree) if had.any() and not question.late else ():
-        looked = solve_diverse(
-            sampled,
-            gains.gains[rows] + diversity.each,
-            gains.items[rows],
-            tree,
-            question.memory.factors(diversity, question.population.k),
-            diversity.curvature,
-            diversity.linear,
-            gap=question.gap,
-            time_limit=question.seconds_left,
-        )
-        gained = looked.objective[had] - found.objective[users][had]
-        prices[side, node] = max(0.0, float(gained.mean()))  # two searches may stop at different gaps
-    return quotas.by_rule((prices[0], prices[1]), len(question.constraints))
+
+    def objective(tree: LaminarTree) -> NDArray[np.float64]:
+        return _diverse(question, diversity, sampled, gains.gains[rows], gains.items[rows], tree).objective
+
+    had = found.feasible[users] & (not question.late)
+    prices = loosened(quotas.tree, found.objective[users], had, objective)
+    return quotas.by_rule(prices, len(question.constraints))
 
 
 def _sample(

@@ -8,7 +8,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -214,11 +214,30 @@ def bound_prices(
         return solve_laminar(offsets, gains, items, quotas, fixed=fixed, discount=discount, threads=threads)
 
     base = solve(tree)
-    had = base.feasible
+    return loosened(tree, base.objective, base.feasible, lambda quotas: solve(quotas).objective)
+
+
+def loosened(
+    tree: LaminarTree,
+    base: NDArray[np.float64],
+    had: NDArray[np.bool_],
+    solve: Callable[[LaminarTree], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean objective gained over some users when a bound alone is one item looser.
+
+    Args:
+        tree: The quotas.
+        base: Objectives under them, ``(n_users,)``.
+        had: Which users count, ``(n_users,)``.
+        solve: Objectives under other quotas.
+
+    Returns:
+        As :func:`bound_prices`; all 0 where no user counts.
+    """
     prices = np.zeros((2, len(tree.parent)))
     for side, v, quotas in looser(tree) if had.any() else ():
-        gained = solve(quotas).objective[had] - base.objective[had]
-        prices[side, v] = max(0.0, float(gained.mean()))  # two sums may round apart
+        gained = solve(quotas)[had] - base[had]
+        prices[side, v] = max(0.0, float(gained.mean()))  # two sums round apart, two searches stop apart
     return prices[0], prices[1]
 
 
