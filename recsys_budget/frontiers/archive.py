@@ -145,6 +145,7 @@ class _Groups:
 def _frontier(frontier: Frontier, parts: _Parts, groups: _Groups, conflicts: list[Any]) -> dict[str, Any]:
     basis = frontier.basis
     behind = None if basis is None or basis.reranker is None else basis
+    own = None if behind is None else _table(behind)
     record: dict[str, Any] = {
         name: getattr(frontier, name) for name in ("x", "y", "x_better", "label", "error", "note", "swept")
     }
@@ -152,7 +153,7 @@ def _frontier(frontier: Frontier, parts: _Parts, groups: _Groups, conflicts: lis
         "band": None if frontier.band is None else list(frontier.band),
         "frame": records.plain_frame(frontier.frame),
         "bound": None if frontier.bound is None else records.plain_frame(frontier.bound),
-        "basis": None if behind is None else _basis(behind, parts, groups),
+        "basis": None if behind is None or own is None else _basis(behind, own, parts, groups),
         "points": [],
         "slates": None,
         "figures": None,
@@ -167,12 +168,13 @@ def _frontier(frontier: Frontier, parts: _Parts, groups: _Groups, conflicts: lis
             if point.conflict not in conflicts:
                 conflicts.append(point.conflict)
             said["conflict"] = conflicts.index(point.conflict)
+        table = own
         if behind is not None and point.model is not None:
-            said["candidates"] = _candidates(behind, _table(behind, point.model), parts)
-        if point.slates is not None:
-            if behind is None:
-                raise SpecificationError(f"point {place} has slates, but no candidates are known behind it")
             table = _table(behind, point.model)
+            said["candidates"] = _candidates(table, parts)
+        if point.slates is not None:
+            if table is None:
+                raise SpecificationError(f"point {place} has slates, but no candidates are known behind it")
             certificate, rows, ranks = _located(point.slates, table, place)
             said["certificate"] = records.plain_certificate(certificate)
             for name, column in (("point", np.full(len(rows), place)), ("candidate", rows), ("rank", ranks)):
@@ -187,7 +189,7 @@ def _frontier(frontier: Frontier, parts: _Parts, groups: _Groups, conflicts: lis
     return record
 
 
-def _basis(basis: Basis, parts: _Parts, groups: _Groups) -> dict[str, Any]:
+def _basis(basis: Basis, table: CandidateTable, parts: _Parts, groups: _Groups) -> dict[str, Any]:
     reranker = basis.reranker
     assert reranker is not None
     records.plain_rules(tuple(reranker.constraints))
@@ -197,8 +199,8 @@ def _basis(basis: Basis, parts: _Parts, groups: _Groups) -> dict[str, Any]:
     return {
         "group": groups.place(basis.over),
         "catalogue": parts.add_json("catalogue", records.plain_catalogue(basis.catalogue)),
-        "candidates": _candidates(basis, _table(basis), parts),
-        "history": _history(basis, parts) if compares else None,
+        "candidates": _candidates(table, parts),
+        "history": _history(basis, table, parts) if compares else None,
         "policy": parts.add("policy", "yaml", policy.to_yaml().encode()),
         "objective": records.plain_objective(reranker.objective),
         "n_candidates": int(basis.n_candidates),
@@ -211,7 +213,7 @@ def _table(basis: Basis, model: Any = None) -> CandidateTable:
     return CandidateTable.read(basis.candidates(model), basis.catalogue, basis.reranker.slate_size)
 
 
-def _candidates(basis: Basis, table: CandidateTable, parts: _Parts) -> dict[str, int]:
+def _candidates(table: CandidateTable, parts: _Parts) -> dict[str, int]:
     users = np.repeat(np.arange(len(table.users)), np.diff(table.offsets))
     columns = {"user": users, "item": np.asarray(table.items, np.int64), "relevance": table.relevance}
     return {
@@ -220,12 +222,12 @@ def _candidates(basis: Basis, table: CandidateTable, parts: _Parts) -> dict[str,
     }
 
 
-def _history(basis: Basis, parts: _Parts) -> dict[str, int] | None:
+def _history(basis: Basis, table: CandidateTable, parts: _Parts) -> dict[str, int] | None:
     """What the users with candidates had used."""
     history = basis.served_history()
     if history is None:
         return None
-    served = history.users.get_indexer(_table(basis).users)
+    served = history.users.get_indexer(table.users)
     mine = history.take_users(served[served >= 0])
     return {
         "catalogue": parts.add_json("catalogue", records.plain_catalogue(history.catalogue)),

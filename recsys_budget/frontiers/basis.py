@@ -10,7 +10,7 @@ import pandas as pd
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import DataError, SpecificationError
 from recsys_budget.rerank import EngagementDiversity, Prepared, Reranker
-from recsys_budget.rerank.loosening import with_number
+from recsys_budget.rerank.loosening import with_numbers
 
 EPSILON, DIVERSITY = "epsilon", "diversity"
 
@@ -98,11 +98,7 @@ class Basis:
             raise SpecificationError("lists were measured as they are, so there is no re-ranker")
         if swept == DIVERSITY:
             return replace(self.reranker, objective=EngagementDiversity(value))
-        rules = self.reranker.constraints
-        return replace(
-            self.reranker,
-            constraints=[with_number(rule, value)[0] if rule.name == swept else rule for rule in rules],
-        )
+        return replace(self.reranker, constraints=with_numbers(self.reranker.constraints, {swept: value}))
 
     def served_history(self) -> Interactions | None:
         """What the served users had used, where it is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +70,11 @@ def with_number(rule: Constraint, number: float) -> tuple[Constraint, str, int]:
             moved, rule.weight, name=rule.name if rule.name != inner.name else "", reason=rule.reason
         )
     return moved, field, sign
+
+
+def with_numbers(rules: Iterable[Constraint], numbers: Mapping[str, float]) -> tuple[Constraint, ...]:
+    """Rules, those that are named asking for another number: see :func:`with_number`."""
+    return tuple(with_number(rule, numbers[rule.name])[0] if rule.name in numbers else rule for rule in rules)
 
 
 def _is_named_by_numbers(rule: Constraint) -> bool:

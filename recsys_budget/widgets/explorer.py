@@ -86,13 +86,12 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
         self._status, self._conflict = widgets.HTML(), widgets.VBox()
         self._slates, self._rules, self._budget, self._providers = (widgets.HTML() for _ in range(4))
         self._spending: Spending | None = None
+        if spend is not None and ledger is not None:
+            self._spending = Spending(ledger, self._spend, self._plan)
         self._build()
         super().__init__()
         self.add_class("rb-explorer")
         self._assemble()
-        if spend is not None and ledger is not None:
-            self._spending = Spending(ledger, self._spend, self._plan)
-            self._assemble()
         self.observe(self._value_set, "value")
         self._show()
 

@@ -29,7 +29,7 @@ from recsys_budget.rerank import (
     top_k,
 )
 from recsys_budget.rerank.frames import CandidateTable
-from recsys_budget.rerank.loosening import number_of, with_number
+from recsys_budget.rerank.loosening import number_of, with_numbers
 
 # Answers kept, the latest.
 _KEPT = 256
@@ -60,6 +60,7 @@ class Result:
         slates: Slates under them; None where they conflict.
         conflict: Why there are none; None where there are some.
         room: How far each rule about all slates is from its bound, by name; see :meth:`Operation.slack`.
+        figures: What the slates come to; see :func:`~recsys_budget.frontiers.figures`.
     """
 
     choice: Choice
@@ -67,6 +68,7 @@ class Result:
     slates: Slates | None
     conflict: Conflict | None
     room: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def certificate(self) -> Certificate | None:
@@ -160,6 +162,15 @@ class Operation:
             self._top[epsilon] = top
         return self._top[epsilon]
 
+    def slate(self, result: Result, user: str) -> list[str]:
+        """A user's items, in order."""
+        assert result.slates is not None
+        return _items_of(result.slates.frame, user)
+
+    def slate_before(self, result: Result, user: str) -> list[str]:
+        """A user's items in :meth:`before`, in order."""
+        return _items_of(self.before(result.choice.epsilon), user)
+
     def users(self, epsilon: float | None) -> list[str]:
         """Users with candidates."""
         return self._population(epsilon).users.tolist()
@@ -173,10 +184,7 @@ class Operation:
         key = (choice.epsilon, choice.diversity, *sorted(choice.numbers.items()))
         if key in self._results:
             return self._results[key]
-        rules = tuple(
-            with_number(rule, choice.numbers[rule.name])[0] if rule.name in choice.numbers else rule
-            for rule in self.reranker.constraints
-        )
+        rules = with_numbers(self.reranker.constraints, choice.numbers)
         weight = choice.diversity
         objective = self.reranker.objective if weight is None else EngagementDiversity(weight)
         asked = replace(self.reranker, objective=objective, constraints=rules)
@@ -196,8 +204,11 @@ class Operation:
                 conflict = error.conflict
         if len(self._results) >= _KEPT:
             self._results.pop(next(iter(self._results)))
-        room = {} if slates is None else self._room_of_all(rules, slates, choice.epsilon)
-        self._results[key] = Result(choice, rules, slates, conflict, room)
+        result = Result(choice, rules, slates, conflict)
+        if slates is not None:
+            room = self._room_of_all(rules, slates, choice.epsilon)
+            result = replace(result, room=room, figures=figures(slates, self.catalogue))
+        self._results[key] = result
         return self._results[key]
 
     def _swept(self, epsilon: float | None, asked: Reranker) -> Point | None:
@@ -264,9 +275,7 @@ class Operation:
         Measured accuracy stays that of the point at its epsilon: it was measured under the rules that the
         path was made with.
         """
-        known: dict[str, float] = {}
-        if result.slates is not None:
-            known = figures(result.slates, self.catalogue)
+        known = dict(result.figures)
         if frontier is self.path:
             row = next(i for i, p in enumerate(frontier.points) if p.value == result.choice.epsilon)
             known = {str(name): value for name, value in frontier.frame.iloc[row].items()} | known
@@ -296,9 +305,7 @@ class Operation:
         Each is put to the test: the slate with the best item that gave way in its place. Either that breaks
         rules, which are named, or it lowers the objective.
         """
-        now = self._slate(result, user)
-        before = self.before(result.choice.epsilon)
-        first = before.loc[before["user"] == user, "item"].tolist()
+        now, first = self.slate(result, user), self.slate_before(result, user)
         table = self._table(result, user)
         place = {item: row for row, item in enumerate(self.catalogue.ids.take(table.items))}
         gone = [item for item in first if item not in now and item in place]
@@ -326,9 +333,8 @@ class Operation:
         In the rule's own unit, negative where a soft rule is violated; of a rule with several bounds the
         least.
         """
-        everybody = self._population(result.choice.epsilon)
-        one = everybody.of(everybody.find(user))
-        at = _rows_of(pd.Index(one.items), pd.Index(self.catalogue.positions(self._slate(result, user))))
+        one = self._table(result, user)
+        at = _rows_of(pd.Index(one.items), pd.Index(self.catalogue.positions(self.slate(result, user))))
         room = {
             rule.name: _room(rule, one, at, np.arange(len(at)))
             for rule in result.rules
@@ -355,13 +361,6 @@ class Operation:
         asked = everybody.users.get_indexer(frame["user"]) * n + self.catalogue.ids.get_indexer(frame["item"])
         at, places = order[np.searchsorted(pairs, asked)], frame["rank"].to_numpy() - 1
         return {rule.name: _room(rule, everybody, at, places) for rule in shared}
-
-    def _slate(self, result: Result, user: str) -> list[str]:
-        """A user's items, in order."""
-        assert result.slates is not None
-        frame = result.slates.frame
-        items: list[str] = frame.loc[frame["user"] == user, "item"].tolist()
-        return items
 
     def _table(self, result: Result, user: str) -> Any:
         everybody = self._population(result.choice.epsilon)
@@ -400,6 +399,11 @@ def _native(candidates: Any) -> Any:
     if isinstance(candidates, Scores):
         return candidates
     return nw.from_native(candidates, eager_only=True).to_pandas()
+
+
+def _items_of(slates: pd.DataFrame, user: str) -> list[str]:
+    items: list[str] = slates.loc[slates["user"] == user, "item"].tolist()
+    return items
 
 
 def _rows_of(known: pd.Index[Any], asked: pd.Index[Any]) -> NDArray[np.intp]:

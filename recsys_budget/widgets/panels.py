@@ -18,16 +18,14 @@ from recsys_budget.widgets.operating import Operation, Result
 
 def slates(operation: Operation, result: Result, user: str) -> _html.Html:
     """One user's slate before and after, and why each new item came in."""
-    before = operation.before(result.choice.epsilon)
-    first = before.loc[before["user"] == user, "item"].tolist()
+    first = operation.slate_before(result, user)
     if result.slates is None:
         return _html.card(
             f"User {user}",
             _html.text("No slates: the rules conflict."),
             _column("Before", _list(operation, first, {})),
         )
-    after = result.slates.frame
-    now = after.loc[after["user"] == user, "item"].tolist()
+    now = operation.slate(result, user)
     reasons = operation.reasons(result, user)
     gone = dict.fromkeys((item for item in first if item not in now), "gave way")
     return _html.card(

@@ -37,7 +37,6 @@ class FrontierView(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no t
         self.picture = widgets.HTML()
         self._clicked, self._told = clicked, True
         self._now: Place | None = None
-        self._drawn: tuple[bool, Place | None] | None = None
         super().__init__([self.front, self.picture])
         self.add_class("rb-view")
         self.front.observe(self._selected, "selected")
