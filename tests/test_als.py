@@ -8,13 +8,13 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from invented import recall, some
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from recsys_budget.data import Interactions, ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
+from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import BudgetExceededError, SpecificationError
-from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import ImplicitALS, Popularity, PrivateALS, _alternation
 from recsys_budget.models import als as als_module
 from recsys_budget.models._alternation import (
@@ -44,8 +44,7 @@ UNOBSERVED = {"equal": None, "weighted": 0.3}
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=900, n_items=120, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=3).interactions.positives(4), 200, rng=0)
+    return some()
 
 
 def als(**changes):
@@ -75,11 +74,6 @@ def alternation(kind, weights, n_factors, rng):
     if kind == "equal":
         return EqualPairs.start(rng.uniform(1, 50, len(weights)), weights, n_factors, rng)
     return WeightedPairs.start(len(weights), n_factors, 0.3, rng)
-
-
-def recall(model, split):
-    ranked = model.recommend(split.fold_in, 20)
-    return ranking_metrics(ranked, split.held_out, ("recall@20",))["recall@20"].mean()
 
 
 # Sensitivity ------------------------------------------------------------------------------------------------

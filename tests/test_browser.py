@@ -7,10 +7,7 @@ import os
 import re
 import secrets
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from servers import PATIENCE, free_port, served
 
 from recsys_budget.cli import dashboard
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Policy, SlateSize
@@ -40,8 +38,6 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # has one, and does the same.
 NOT_OURS = ".rb-explorer .noUi-handle"
 OWN = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:", "about:")
-# Seconds; the machine may be busy with other tests.
-PATIENCE = 120
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
@@ -75,36 +71,6 @@ def files(tmp_path_factory):
     rules = [SlateSize(5), CategoryMaximum("Drama", 2), CategoryMinimum("Drama", 1)]
     (folder / "policy.yaml").write_text(Policy("test", rules).to_yaml(), encoding="utf-8")
     return folder
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextlib.contextmanager
-def served(words, environment, port, log):
-    """A server that is listening, stopped afterwards."""
-    with log.open("w") as output:
-        server = subprocess.Popen(words, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while True:
-                assert server.poll() is None, log.read_text()
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-            yield
-        finally:
-            server.terminate()
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
 
 
 @contextlib.contextmanager

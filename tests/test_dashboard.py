@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from importlib.util import find_spec
@@ -15,6 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 import pandas as pd
 import pytest
+from servers import PATIENCE, free_port, served
 
 from recsys_budget.cli import dashboard
 from recsys_budget.constraints import CategoryMinimum, Policy, SlateSize
@@ -27,7 +26,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore"),  # the server's own
 ]
-PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +45,7 @@ def site(tmp_path_factory):
     policy = Policy("test", [SlateSize(3), CategoryMinimum("Drama", 1)])
     (folder / "policy.yaml").write_text(policy.to_yaml(), encoding="utf-8")
     (folder / "secret.png").write_bytes(b"secret")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     words, environment, own = dashboard.command(
         folder / "candidates.csv",
         catalogue=folder / "catalogue.csv",
@@ -57,20 +53,8 @@ def site(tmp_path_factory):
         port=port,
         browser=False,
     )
-    log = folder / "log"
-    with own, log.open("w") as output:
-        server = subprocess.Popen(words, env=environment, cwd=folder, stdout=output, stderr=output)
-        try:
-            deadline = time.monotonic() + PATIENCE
-            with socket.socket() as probe:
-                while probe.connect_ex(("127.0.0.1", port)):
-                    assert server.poll() is None, log.read_text()
-                    assert time.monotonic() < deadline, log.read_text()
-                    time.sleep(0.1)
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(30)
+    with own, served(words, environment, port, folder / "log", folder):
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
+from invented import few
 from nbconvert import HTMLExporter
 
 from recsys_budget.constraints import (
@@ -24,7 +25,7 @@ from recsys_budget.constraints import (
     SlateSize,
     Soft,
 )
-from recsys_budget.data import ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
+from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import SpecificationError
 from recsys_budget.frontiers import Basis, Frontier, Point, frontier
 from recsys_budget.frontiers.figures import figures
@@ -41,8 +42,7 @@ HOSTILE = "<img src=x onerror=alert(1)> $x_{$"
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=300, n_items=80, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=1).interactions.positives(4), 60, rng=0)
+    return few()
 
 
 @pytest.fixture(scope="module")

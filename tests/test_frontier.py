@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from invented import few
 
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, SlateSize, Soft
-from recsys_budget.data import SyntheticSpec, hold_out_users, make_interactions
 from recsys_budget.errors import InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point, frontier
 from recsys_budget.frontiers.bound import envelope, steps_bound
@@ -22,8 +22,7 @@ from recsys_budget.rerank import Engagement, EngagementDiversity, Reranker
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=300, n_items=80, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=1).interactions.positives(4), 60, rng=0)
+    return few()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from hostile import TEXTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from invented import fewer
 from test_frontier_axes import Run
 
 from recsys_budget.constraints import (
@@ -27,7 +28,7 @@ from recsys_budget.constraints import (
     SlateSize,
     Soft,
 )
-from recsys_budget.data import ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
+from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import DataError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point, frontier, read_frontiers, write_frontiers
 from recsys_budget.frontiers.basis import StoredCandidates
@@ -50,8 +51,7 @@ N = 30  # candidates a user
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=200, n_items=60, n_categories=6, n_providers=8)
-    return hold_out_users(make_interactions(spec, rng=1).interactions.positives(4), 40, rng=0)
+    return fewer()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from invented import few
 
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, SlateSize
-from recsys_budget.data import ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
+from recsys_budget.data import ItemCatalogue
 from recsys_budget.errors import SpecificationError
 from recsys_budget.frontiers import Frontier, figures, frontier
 from recsys_budget.frontiers.figures import provider_figures, provider_places
@@ -54,8 +55,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=300, n_items=80, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=1).interactions.positives(4), 60, rng=0)
+    return few()
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from invented import recall, some
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from recsys_budget.data import Interactions, ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
+from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import BudgetExceededError, NumericalError, SpecificationError
-from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import EASE, Popularity, PrivateAutoencoder
 from recsys_budget.models import autoencoder as autoencoder_module
 from recsys_budget.privacy import (
@@ -36,8 +36,7 @@ BUDGET = PrivacyBudget(4.0, 1e-5)
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=900, n_items=120, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=3).interactions.positives(4), 200, rng=0)
+    return some()
 
 
 def autoencoder(**changes):
@@ -48,12 +47,6 @@ def autoencoder(**changes):
 def settled(ledger):
     history = ledger.history()
     return history.loc[history["event"] == "reservation", "settled"].tolist()
-
-
-def recall(model, split):
-    return ranking_metrics(model.recommend(split.fold_in, 20), split.held_out, ("recall@20",))[
-        "recall@20"
-    ].mean()
 
 
 def test_private_fit_spends_once_under_the_cap_and_says_so(split):

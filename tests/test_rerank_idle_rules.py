@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from invented import fewer
 
 from recsys_budget.constraints import (
     CatalogueCoverage,
@@ -15,7 +16,6 @@ from recsys_budget.constraints import (
     SlateSize,
     Soft,
 )
-from recsys_budget.data import SyntheticSpec, hold_out_users, make_interactions
 from recsys_budget.errors import SpecificationError
 from recsys_budget.models import Popularity
 from recsys_budget.rerank import EngagementDiversity, Reranker
@@ -23,8 +23,7 @@ from recsys_budget.rerank import EngagementDiversity, Reranker
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=200, n_items=60, n_categories=6, n_providers=8)
-    return hold_out_users(make_interactions(spec, rng=1).interactions.positives(4), 40, rng=0)
+    return fewer()
 
 
 @pytest.fixture(scope="module")

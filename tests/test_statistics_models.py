@@ -7,12 +7,12 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+from invented import payments, recall, some
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from recsys_budget.data import Interactions, ItemCatalogue, SyntheticSpec, hold_out_users, make_interactions
 from recsys_budget.errors import BudgetExceededError, PopulationError, SpecificationError
-from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import (
     PrivateItemModel,
     PrivatePopularity,
@@ -28,7 +28,6 @@ from recsys_budget.privacy import (
     PrivacyBudget,
     PrivacyLedger,
     PrivateQueries,
-    Reservation,
     SystemNoise,
     epsilon,
     smallest_noise,
@@ -45,13 +44,7 @@ EACH_MODEL = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=900, n_items=120, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=3).interactions.positives(4), 200, rng=0)
-
-
-def recall(model, split):
-    recommended = model.recommend(split.fold_in, 20)
-    return ranking_metrics(recommended, split.held_out, ("recall@20",))["recall@20"].mean()
+    return some()
 
 
 class Quiet:
@@ -90,22 +83,7 @@ def test_one_reservation_takes_what_is_left_and_the_receipt_says_so(split, make)
 
 @EACH_MODEL
 def test_each_read_follows_its_own_payment(split, monkeypatch, make):
-    events = []
-
-    def log(where, name, label):
-        function = getattr(where, name)
-
-        def logged(self, *arguments, **keywords):
-            events.append((label, arguments))
-            return function(self, *arguments, **keywords)
-
-        monkeypatch.setattr(where, name, logged)
-
-    log(PrivacyLedger, "reserve", "reserve")
-    log(Reservation, "use", "use")
-    log(PrivateQueries, "_users_by_items", "read")
-    log(SystemNoise, "normal", "noise")
-    log(Reservation, "commit", "commit")
+    events = payments(monkeypatch)
     model = make().fit(split.train, ledger=PrivacyLedger(BUDGET))
     (mechanisms,) = (arguments[0] for label, arguments in events if label == "reserve")
     used = [arguments[0] for label, arguments in events if label == "use"]

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from invented import recall, some
 from scipy import sparse
 from sklearn.exceptions import NotFittedError
 
-from recsys_budget.data import Interactions, SyntheticSpec, hold_out_users, make_interactions
+from recsys_budget.data import Interactions
 from recsys_budget.errors import BudgetExceededError, CheckpointError, SpecificationError
-from recsys_budget.metrics import ranking_metrics
 from recsys_budget.models import Popularity, PrivateAutoencoder
 from recsys_budget.models import autoencoder as autoencoder_module
 from recsys_budget.models.warm_start import head_of, log_popularity, release_gram, warm_factors, weights_of
@@ -39,8 +39,7 @@ class NoNoise(SystemNoise):
 
 @pytest.fixture(scope="module")
 def split():
-    spec = SyntheticSpec(n_users=900, n_items=120, n_categories=6, n_providers=10)
-    return hold_out_users(make_interactions(spec, rng=3).interactions.positives(4), 200, rng=0)
+    return some()
 
 
 def model(**changes):
@@ -227,11 +226,6 @@ def test_a_filtered_ledger_grants_what_is_left(split):
     ledger.reserve([GaussianMechanism(5.0)], purpose="something else")
     assert model().fit(split.train, ledger=ledger).receipt_.steps == 3
     assert ledger.spent <= 6.0
-
-
-def recall(fitted, split):
-    ranked = fitted.recommend(split.fold_in, 20)
-    return ranking_metrics(ranked, split.held_out, ("recall@20",))["recall@20"].mean()
 
 
 def test_a_warm_start_personalises_where_there_is_taste_and_little_budget(split):
