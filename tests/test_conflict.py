@@ -43,7 +43,7 @@ from recsys_budget.constraints import (
 )
 from recsys_budget.data import Interactions, ItemCatalogue
 from recsys_budget.errors import InfeasibleError, SpecificationError
-from recsys_budget.rerank import Conflict, Diversity, ObjectiveFloor, Reranker
+from recsys_budget.rerank import Conflict, Diversity, Engagement, ObjectiveFloor, Reranker
 from recsys_budget.rerank.frames import CandidateTable
 from recsys_budget.rerank.infeasibility import alike, find_conflict
 from recsys_budget.rerank.subsets import moved_by, number_of
@@ -378,3 +378,17 @@ def test_prices_prove_conflicts_of_many_users(extra: list[Constraint], names: se
     assert set(conflict) == names
     assert conflict.together
     assert conflict.proven
+
+
+def test_one_user_without_a_slate_is_named_beside_a_soft_rule_about_all_slates() -> None:
+    """A soft rule couples users, so that programs know only that somebody has no slate."""
+    catalogue = ItemCatalogue.from_frame(
+        pd.DataFrame({"item": ["a", "b", "c"], "categories": [("A",), (), ()], "provider": ["p", "q", "p"]})
+    )
+    candidates = pd.DataFrame(
+        {"user": ["u"] * 3 + ["v"] * 3, "item": ["a", "b", "c"] * 2, "relevance": [0.0] * 4 + [1.0] * 2}
+    )
+    rules = [SlateSize(2), CategoryMinimum("A", 1), EngagementFloor(0.8), Soft(ProviderMinimum(1), 0.05)]
+    with pytest.raises(InfeasibleError) as caught:
+        Reranker(Engagement(), rules).rerank(candidates, catalogue, progress=False)
+    assert caught.value.conflict.users == ("v",)

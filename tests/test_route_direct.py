@@ -43,7 +43,14 @@ class Case:
     curvature: float = 0.0
     linear: NDArray[np.float64] | None = None
 
-    def solve(self, **options: Any) -> DirectSlates:
+    def solve(self, programs: bool = False, **options: Any) -> DirectSlates:
+        """The route's answer, or that of linear programs without the search before them."""
+        with pytest.MonkeyPatch.context() as patch:
+            if programs:
+                patch.setattr(route, "NODES", 0)
+            return self._solve(**options)
+
+    def _solve(self, **options: Any) -> DirectSlates:
         return solve_direct(
             self.offsets, self.gains, self.items, self.k, self.rules, self.lower, self.upper,
             self.factors, self.curvature, self.linear, fixed=self.fixed, **options,
@@ -134,39 +141,44 @@ def check(case: Case, found: DirectSlates, gap: float = 0.0) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(cases(), st.sampled_from([0.0, 0.1]))
-def test_every_slate_tried(case: Case, gap: float) -> None:
-    check(case, case.solve(gap=gap), gap)
+@given(cases(), st.sampled_from([0.0, 0.1]), st.booleans())
+def test_every_slate_tried(case: Case, gap: float, programs: bool) -> None:
+    check(case, case.solve(programs, gap=gap), gap)
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(diverse=True), st.sampled_from([0.0, 1e-3, 0.1]))
-def test_every_diverse_slate_tried(case: Case, gap: float) -> None:
-    check(case, case.solve(gap=gap, nodes=100_000), gap)
+@given(cases(diverse=True), st.sampled_from([0.0, 1e-3, 0.1]), st.booleans())
+def test_every_diverse_slate_tried(case: Case, gap: float, programs: bool) -> None:
+    check(case, case.solve(programs, gap=gap, nodes=100_000), gap)
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases(diverse=True), st.sampled_from([0.0, 0.1]))
-def test_branching_alone_is_exact_for_diversity_too(case: Case, gap: float) -> None:
+@given(cases(diverse=True), st.sampled_from([0.0, 0.1]), st.booleans())
+def test_branching_alone_is_exact_for_diversity_too(case: Case, gap: float, programs: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(route, "STEPS", 2)
-        check(case, case.solve(gap=gap, nodes=100_000), gap)
+        check(case, case.solve(programs, gap=gap, nodes=100_000), gap)
 
 
 @settings(max_examples=40, deadline=None)
-@given(cases())
-def test_branching_alone_is_exact_too(case: Case) -> None:
-    """With hardly any step of the search allowed, the tree of linear programs does the work."""
+@given(cases(), st.booleans())
+def test_branching_alone_is_exact_too(case: Case, programs: bool) -> None:
+    """With hardly any slate tried at a node, the tree does the work."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(route, "STEPS", 2)
-        check(case, case.solve(nodes=100_000))
+        check(case, case.solve(programs, nodes=100_000))
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.booleans().flatmap(lambda diverse: cases(diverse=diverse)), st.integers(1, 3))
-def test_a_limit_on_programs_keeps_the_bound(case: Case, nodes: int) -> None:
+@given(
+    st.booleans().flatmap(lambda diverse: cases(diverse=diverse)),
+    st.integers(1, 3),
+    st.sampled_from([0, 1, 2, 5]),
+)
+def test_a_limit_on_nodes_keeps_the_bound(case: Case, nodes: int, searched: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(route, "STEPS", 2)
+        patch.setattr(route, "NODES", searched)
         found = case.solve(nodes=nodes)
     assert (found.solves <= nodes).all()
     for u in range(len(case.offsets) - 1):
@@ -179,11 +191,11 @@ def test_a_limit_on_programs_keeps_the_bound(case: Case, nodes: int) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.booleans().flatmap(lambda diverse: cases(diverse=diverse)))
-def test_batch_equals_single(case: Case) -> None:
-    batch = case.solve()
+@given(st.booleans().flatmap(lambda diverse: cases(diverse=diverse)), st.booleans())
+def test_batch_equals_single(case: Case, programs: bool) -> None:
+    batch = case.solve(programs)
     for u in range(len(case.offsets) - 1):
-        single = case.user(u).solve()
+        single = case.user(u).solve(programs)
         for name in ("chosen", "feasible", "impossible", "objective", "bound", "prices", "solves"):
             np.testing.assert_array_equal(getattr(batch, name)[u : u + 1], getattr(single, name))
         assert (u in batch.rays) == (0 in single.rays)
@@ -227,9 +239,42 @@ def generated(n_users: int, *, n: int = 60, k: int = 6, knapsack: bool = True) -
     )
 
 
-def test_agrees_with_integer_programs_in_cvxpy() -> None:
+def diversified(n_users: int, weight: float) -> Case:
+    """The same for engagement and for diversity of categories that overlap."""
+    case = generated(n_users, knapsack=False)
+    kinds = case.rules[:, :8] + (case.rules[:, :8].sum(axis=1) == 0.0)[:, None]
+    factors = kinds / np.linalg.norm(kinds, axis=1, keepdims=True)
+    curvature = weight / (case.k * (case.k - 1))
+    best = case.gains.reshape(n_users, -1)[:, : case.k].sum(axis=1)
+    return replace(
+        case,
+        rules=case.rules[:, :8],
+        lower=case.lower[:8],
+        upper=case.upper[:8],
+        gains=(1.0 - weight) * case.gains / np.repeat(best, 60) + weight / case.k,
+        factors=factors,
+        curvature=curvature,
+        linear=curvature * np.square(factors).sum(axis=1),
+    )
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.95])
+def test_the_search_and_linear_programs_agree(weight: float) -> None:
+    """Two ways to the same: each within the gap, each bounding what the other found."""
+    case = diversified(12, weight)
+    searched, programmed = (case.solve(programs, gap=1e-3, nodes=100_000) for programs in (False, True))
+    assert searched.feasible.all()
+    assert not searched.solves.any()
+    assert programmed.solves.all()
+    for one, other in ((searched, programmed), (programmed, searched)):
+        assert (one.bound >= other.objective - 1e-12).all()
+        assert (one.bound - one.objective <= 1e-3 * np.abs(one.objective) + 1e-9).all()
+
+
+@pytest.mark.parametrize("programs", [False, True])
+def test_agrees_with_integer_programs_in_cvxpy(programs: bool) -> None:
     case = generated(6)
-    found = case.solve()
+    found = case.solve(programs)
     for u in range(6):
         alone = case.user(u)
         x = cp.Variable(len(alone.gains), boolean=True)
@@ -240,7 +285,7 @@ def test_agrees_with_integer_programs_in_cvxpy() -> None:
         problem.solve(solver=cp.HIGHS, mip_rel_gap=0.0)
         assert found.objective[u] == pytest.approx(problem.value, rel=1e-7)
         assert found.bound[u] == pytest.approx(found.objective[u], rel=1e-10)
-    assert found.solves.max() > 0
+    assert (found.solves.max() > 0) == programs
 
 
 def test_prices_are_those_of_the_linear_relaxation() -> None:
@@ -264,7 +309,8 @@ def test_prices_are_those_of_the_linear_relaxation() -> None:
     np.testing.assert_array_equal(found.shadow_prices, found.prices[0])
 
 
-def test_the_order_of_users_changes_nothing() -> None:
+@pytest.mark.parametrize("programs", [False, True])
+def test_the_order_of_users_changes_nothing(programs: bool) -> None:
     """The solver keeps nothing of the user before."""
     case = generated(30)
     order = np.random.default_rng(0).permutation(30)
@@ -273,31 +319,34 @@ def test_the_order_of_users_changes_nothing() -> None:
         gains=case.gains.reshape(30, -1)[order].ravel(),
         items=case.items.reshape(30, -1)[order].ravel(),
     )
-    there, here = case.solve(), shuffled.solve()
+    there, here = case.solve(programs), shuffled.solve(programs)
     for name in ("chosen", "objective", "bound", "prices", "solves"):
         np.testing.assert_array_equal(getattr(there, name)[order], getattr(here, name))
 
 
-def test_interpreted_and_compiled_agree_bit_for_bit(tmp_path: Path) -> None:
-    answers = []
+@pytest.mark.parametrize("diverse", [False, True])
+def test_interpreted_and_compiled_agree_bit_for_bit(tmp_path: Path, diverse: bool) -> None:
     for disabled in "01":
-        out = tmp_path / f"{disabled}.npz"
         program = (
             "import sys, numpy as np\n"
             "sys.path.insert(0, sys.argv[1])\n"
-            "from test_route_direct import generated\n"
-            "found = vars(generated(10).solve())\n"
-            "del found['rays']\n"
-            "np.savez(sys.argv[2], **found)\n"
+            "from test_route_direct import diversified, generated\n"
+            f"case = diversified(4, 0.9) if {diverse} else generated(10)\n"
+            "for programs in (False, True):\n"
+            "    found = case.solve(programs, gap=1e-3)\n"
+            "    names = ('chosen', 'objective', 'bound', 'feasible', 'solves', 'prices')\n"
+            "    out = sys.argv[2].replace('#', str(programs))\n"
+            "    np.savez(out, **{name: getattr(found, name) for name in names})\n"
         )
         subprocess.run(
-            [sys.executable, "-c", program, str(Path(__file__).parent), str(out)],
+            [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / f"{disabled}#.npz")],
             check=True,
             env=os.environ | {"NUMBA_DISABLE_JIT": disabled},
         )
-        answers.append(np.load(out))
-    for name in answers[0].files:
-        np.testing.assert_array_equal(answers[0][name], answers[1][name])
+    for programs in (False, True):
+        one, other = (np.load(tmp_path / f"{disabled}{programs}.npz") for disabled in "01")
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], other[name])
 
 
 @pytest.mark.parametrize("lie", ["infeasible", "noise", "nan", "half"])
@@ -321,7 +370,7 @@ def test_a_solver_that_lies_costs_time_and_nothing_else(monkeypatch: pytest.Monk
         return fractions, prices, slopes, ray
 
     monkeypatch.setattr(Program, "solve", solve)
-    found = case.solve(nodes=100_000)
+    found = case.solve(programs=True, nodes=100_000)
     np.testing.assert_allclose(found.objective, truth.objective)
     assert (found.bound >= truth.objective - 1e-12).all()
     assert not found.impossible.any()
@@ -332,7 +381,7 @@ def test_a_status_that_is_no_answer_still_leaves_a_bound(monkeypatch: pytest.Mon
     case = replace(case, lower=np.where(np.isfinite(case.lower), 1.0, -np.inf))
     truth = case.solve()
     monkeypatch.setattr(highspy.Highs, "run", lambda self: highspy.HighsStatus.kError)
-    check(case, case.solve(nodes=100_000))
+    check(case, case.solve(programs=True, nodes=100_000))
     assert truth.feasible.any()
 
 
@@ -354,11 +403,20 @@ def test_bounds_may_differ_between_users() -> None:
         np.testing.assert_array_equal(found.chosen[u], alone.chosen[0])
 
 
-def test_alike_candidates_break_ties_by_row() -> None:
+@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.parametrize("lower", [[3, 0], [2, 2], [1, 3]])
+def test_of_candidates_that_differ_in_nothing_the_earliest_are_chosen(
+    monkeypatch: pytest.MonkeyPatch, programs: bool, lower: list[int]
+) -> None:
     n, k = 12, 4
+    if programs:
+        monkeypatch.setattr(route, "NODES", 0)
     rules = sparse.csr_array(np.eye(2)[np.arange(n) % 2])
-    found = solve_direct(np.array([0, n]), np.ones(n), np.arange(n), k, rules, [3, 0], [4, 4])
-    assert found.chosen[0].tolist() == [0, 1, 2, 4]
+    found = solve_direct(np.array([0, n]), np.ones(n), np.arange(n), k, rules, lower, [4, 4])
+    for kind in (0, 1):
+        mine = [row for row in found.chosen[0].tolist() if row % 2 == kind]
+        assert mine == list(range(kind, 12, 2))[: len(mine)]
+        assert len(mine) >= lower[kind]
 
 
 def test_sums_that_meet_a_bound_but_for_rounding_are_within_it() -> None:
@@ -426,20 +484,21 @@ def hard(n_users: int) -> Case:
     )
 
 
+@pytest.mark.parametrize("programs", [False, True])
 @pytest.mark.parametrize("steps", [5, route.STEPS])
 def test_bounds_hold_and_optima_are_found_where_the_relaxation_is_loose(
-    monkeypatch: pytest.MonkeyPatch, steps: int
+    monkeypatch: pytest.MonkeyPatch, steps: int, programs: bool
 ) -> None:
     case = hard(60)
     optimum = np.array([max(case.slates(u).values(), default=np.nan) for u in range(60)])
     monkeypatch.setattr(route, "STEPS", steps)
     for nodes in (1, 2, 5):
-        few = case.solve(nodes=nodes)
+        few = case.solve(programs, nodes=nodes)
         there = np.isfinite(optimum) & ~few.impossible
         assert (there == np.isfinite(optimum)).all()
         assert (few.bound[there] >= optimum[there]).all()
         assert (few.objective[few.feasible] <= optimum[few.feasible] + 1e-12).all()
-    found = case.solve(nodes=100_000)
+    found = case.solve(programs, nodes=100_000)
     np.testing.assert_allclose(found.objective, optimum, rtol=0.0, atol=1e-9)
     np.testing.assert_allclose(found.bound, optimum, rtol=0.0, atol=1e-9)
     assert np.isfinite(optimum).mean() > 0.3  # otherwise this tests little
@@ -451,7 +510,14 @@ def hard_and_diverse(n_users: int) -> Case:
     return replace(hard(n_users), factors=factors, curvature=0.2, linear=linear)
 
 
-@pytest.mark.parametrize("make", [hard, hard_and_diverse])
+def hard_and_of_few_kinds(n_users: int) -> Case:
+    """Factors of few values, none below 0, whose sums are known in advance."""
+    factors = np.random.default_rng(4).choice([0.0, 0.5, 1.0], (100, 3), p=[0.5, 0.3, 0.2])
+    linear = 0.2 * np.square(factors).sum(axis=1)
+    return replace(hard(n_users), factors=factors, curvature=0.2, linear=linear)
+
+
+@pytest.mark.parametrize("make", [hard, hard_and_diverse, hard_and_of_few_kinds])
 def test_any_prices_bound_every_slate(make: Callable[[int], Case]) -> None:
     """Weak duality, at prices and slopes that a solver would never give and with rows settled."""
     case, rng = make(20), np.random.default_rng(0)
@@ -461,31 +527,32 @@ def test_any_prices_bound_every_slate(make: Callable[[int], Case]) -> None:
         possible = case.slates(u)
         if not possible:
             continue
-        factors = np.zeros((14, 0)) if case.factors is None else case.factors[alone.items]
-        gains = alone.gains + (0.0 if case.linear is None else case.linear[alone.items])
+        user = alone.solve()._users.of_user(0)
         for _ in range(20):
             state = np.zeros(14, np.int8)
             kept = next(iter(possible))
             state[kept[0]], state[next(i for i in range(14) if i not in kept)] = 1, -1
             within = [v for s, v in possible.items() if (state[list(s)] >= 0).all() and kept[0] in s]
             price = rng.normal(size=4) * rng.choice([0.01, 0.3, 3.0])
-            slope = 2.0 * case.curvature * 5.0 * rng.random(factors.shape[1])
-            bound = bound_at(
-                gains, case.rules[alone.items], alone.lower, alone.upper, factors, case.curvature, price,
-                slope, state, 5, np.empty(14),
-            )  # fmt: skip
+            at = user.at(price, 5.0 * rng.random(user.factors.shape[1]))
+            bound = bound_at(user.rows, state, at)
+            price = at.price
             assert np.isfinite(np.where(price > 0, alone.upper, alone.lower)[price != 0.0]).all()
             assert bound >= max(within)
             tight += bound < 1.5 * max(within)
     assert tight > 20
 
 
-def test_bounds_hold_where_squares_and_rules_leave_the_relaxation_loose() -> None:
-    case = hard_and_diverse(40)
+@pytest.mark.parametrize("programs", [False, True])
+@pytest.mark.parametrize("make", [hard_and_diverse, hard_and_of_few_kinds])
+def test_bounds_hold_where_squares_and_rules_leave_the_relaxation_loose(
+    make: Callable[[int], Case], programs: bool
+) -> None:
+    case = make(40)
     optimum = np.array([max(case.slates(u).values(), default=np.nan) for u in range(40)])
     there = np.isfinite(optimum)
     for nodes in (1, 3, 100_000):
-        found = case.solve(nodes=nodes)
+        found = case.solve(programs, nodes=nodes)
         known = there & ~found.impossible
         assert (known == there).all()
         assert (found.bound[known] >= optimum[known] - 1e-12).all()

@@ -27,12 +27,13 @@ from recsys_budget.rerank.fast import (
     prices_of_diverse,
     prices_of_sums,
 )
+from recsys_budget.rerank.feasibility import Pool
 from recsys_budget.rerank.integer import Program, solve_highs
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes.direct import DirectSlates
 from recsys_budget.rerank.routes.diverse import DiverseSlates
 from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
-from recsys_budget.rerank.together import SMALL, Together
+from recsys_budget.rerank.together import SMALL, Together, contradiction, without_slates
 
 _ROUNDS = 60
 # Users whose slates may change in the first programs, those who mind least; more where these do not do.
@@ -84,9 +85,10 @@ def solve_columns(question: Question) -> Outcome | None:
     ask = _oracle(question, gains)
     if ask is None:
         return None
+    names = [rule.name for rule in rules]
+    if crossed := sums.crossing(names):
+        return contradiction(crossed, population)
     lower, upper = sums.limits(sums.lower, sums.upper)
-    if (lower > upper).any():
-        return None
     known = _Known(len(population), len(lower))
     coefficients = sparse.csr_array(sums.coefficients.T)
 
@@ -94,8 +96,11 @@ def solve_columns(question: Question) -> Outcome | None:
         value = question.objective.value_all(chosen, population)
         return known.add(chosen, there, value, _loads(chosen, population, coefficients))
 
+    own = Sums.of(rules, population, "user")
     # Where to look first: at the prices without diversity, and at those of the last answer.
-    asked, begun = _without_diversity(question, gains, sums)
+    asked, begun, conflict = _without_diversity(question, gains, sums)
+    if conflict:
+        return contradiction(conflict, population)
     for chosen in (*begun, *memory.slates):
         learn(chosen, _keeps(question, chosen))
     last = memory.start(sums)
@@ -113,7 +118,7 @@ def solve_columns(question: Question) -> Outcome | None:
         found = ask(np.asarray(sums.coefficients.T @ prices, np.float64))
         solves += found.solves
         if found.impossible.any():
-            nothing = np.full((len(population), population.k), -1, np.int32)
+            nothing = without_slates(population)
             return Outcome(nothing, found.impossible, None, 0.0, solves, {}, "prices", library())
         worth = float(prices @ np.where(prices > 0.0, upper, np.where(prices < 0.0, lower, 0.0)))
         if found.bound + worth < best:
@@ -128,6 +133,16 @@ def solve_columns(question: Question) -> Outcome | None:
         mixture = choosing.mixture()
         if mixture is None:
             break
+        if own is not None and mixture.outside and not new and not begun:
+            # Whatever is gained, sums are missed: are there slates that keep to them at all?
+            verdict = Pool(population).verdict(own, sums, question.deadline)
+            if verdict.ray is not None:
+                ray = np.array(list(verdict.ray.values()))
+                return contradiction([names[at] for at in sorted(sums.leaned_on(ray))], population)
+            if verdict.slates is None:
+                break
+            begun = [verdict.slates]
+            new = learn(verdict.slates, _keeps(question, verdict.slates))
         near = not mixture.outside and best - mixture.value <= 0.5 * question.gap * abs(best)
         if near or not new:
             left = question.seconds_left
@@ -199,18 +214,23 @@ def _oracle(question: Question, gains: Gains) -> Callable[[NDArray[np.float64]],
 
 def _without_diversity(
     question: Question, gains: Gains, sums: Sums
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.int32]]]:
-    """Prices to start from and slates within the sums, from the same problem without diversity."""
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.int32]], tuple[str, ...]]:
+    """Prices to start from and slates within the sums, from the same problem without diversity.
+
+    And names of rules that it proves to conflict: what is gained has no say in that.
+    """
     together = Together.of(question.constraints, question.population)
     if together is None:
-        return [], []
+        return [], [], ()
     oracle = question.memory.oracle(replace(gains, diversity=0.0), question.population, together.quotas.tree)
     if not oracle.feasible.all():
-        return [], []
+        return [], [], ()
     found = together.solve(oracle, None, question.gap, question.seconds_left)
-    if found.ray is not None or not found.satisfied:
-        return [], []
-    return [found.prices], [gains.rows(oracle.select(found.selection), question.population)]
+    if found.ray is not None:
+        return [], [], together.conflict(found.ray)
+    if not found.satisfied:
+        return [], [], ()
+    return [found.prices], [gains.rows(oracle.select(found.selection), question.population)], ()
 
 
 def _keeps(question: Question, chosen: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Conflicts in populations too large for integer programs: prices that diverge prove them."""
+"""Conflicts in populations too large for integer programs: prices of sums prove them."""
 
 from __future__ import annotations
 
@@ -6,40 +6,30 @@ import math
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_budget.constraints import TOLERANCE, Constraint, ItemConstraint, Population, SlateSize
+from recsys_budget.constraints import (
+    TOLERANCE,
+    CatalogueCoverage,
+    Constraint,
+    ItemConstraint,
+    Population,
+    SlateSize,
+)
 from recsys_budget.constraints.base import item_rows
+from recsys_budget.rerank.feasibility import Pool, Ray, Verdict
 from recsys_budget.rerank.loosening import moved_by, number_of, one_step
 from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.dual import Dual
 from recsys_budget.rerank.routes.laminar import LaminarTree
-from recsys_budget.rerank.routes.rows import PopulationRows
+from recsys_budget.rerank.structure import Sums
 from recsys_budget.rerank.together import Together
 
 _TRIALS = 20  # moves of a number that are tried before it is given up
 _NUDGE = 1e-9  # how far beyond what prices ask for, in steps: rounding must not leave a bound just short
-
-# Prices of sums, by the key of the sum; see structure.Sums.
-Ray = dict[tuple[bytes, bytes], float]
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """Whether some rules leave slates.
-
-    Attributes:
-        feasible: True where slates were found, False where prices prove that there are none, None where
-            neither was.
-        ray: The prices that prove it; empty where two bounds of one sum do by themselves.
-        shown: int64 ``(n_items,)``, how often each item is shown by the slates.
-    """
-
-    feasible: bool | None
-    ray: Ray | None = None
-    shown: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +47,88 @@ class Move:
     shown: NDArray[np.int64]
 
 
+class _Asked(Protocol):
+    """Some rules, of which prices of the sums say whether they leave slates."""
+
+    @property
+    def sums(self) -> Sums:
+        """What they ask of all slates together."""
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        """Names of the rules that bound a sum from below and above, with nothing between; empty without."""
+
+    def verdict(self, deadline: float) -> Verdict:
+        """Whether they leave slates; not where sums are crossed."""
+
+    def weigh(self, price: NDArray[np.float64]) -> tuple[float, bool]:
+        """How much less the bounds are worth than slates cost at these prices, and whether that is proof."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Nested:
+    """Nested quotas, asked of an oracle."""
+
+    together: Together
+    oracle: BestSlates
+
+    @property
+    def sums(self) -> Sums:
+        return self.together.sums
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        return self.together.crossed
+
+    def verdict(self, deadline: float) -> Verdict:
+        left = None if math.isinf(deadline) else max(1e-3, deadline - time.monotonic())
+        found = self.together.solve(self.oracle, None, 0.5, left)
+        if found.ray is None:
+            shown = self.oracle.total(found.selection).counts.sum(axis=0) if found.satisfied else None
+            return Verdict(True if found.satisfied else None, None, shown)
+        return Verdict(False, dict(zip(self.sums.keys, found.ray.tolist(), strict=False)))
+
+    def weigh(self, price: NDArray[np.float64]) -> tuple[float, bool]:
+        # Far along the prices gains have no say but among slates that cost the same.
+        rows = self.together.rows
+        price = np.where(np.isfinite(np.where(price > 0.0, rows.upper, rows.lower)), price, 0.0)
+        if not price.any():
+            return 0.0, False
+        dual = Dual(self.oracle, rows)
+        far = 1e9 * (1.0 + self.oracle.largest * dual.shows)
+        point = dual.at(far * price)
+        return (point.gain - point.bound) / far, point.bound < 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """Any linear rules, asked of a pool of slates."""
+
+    own: Sums
+    sums: Sums
+    crossed: tuple[str, ...]
+    pool: Pool
+
+    def verdict(self, deadline: float) -> Verdict:
+        return self.pool.verdict(self.own, self.sums, deadline)
+
+    def weigh(self, price: NDArray[np.float64]) -> tuple[float, bool]:
+        return self.pool.weigh(self.own, self.sums, price)
+
+
 class Prices:
-    """Hard rules that are nested quotas and sums over everybody, of which any may be left out or moved.
+    """Hard rules on sums over a slate and over everybody, of which any may be left out or moved.
 
     Where the rules conflict, prices of the sums exist at which even the cheapest slates that the quotas allow
-    cost more than the bounds on the sums are worth. That is Farkas' lemma, with the exact greedy choice of
-    each user's slate for the rows of the quotas. Where they do not, slates are found.
+    cost more than the bounds on the sums are worth. That is Farkas' lemma, with the exact choice of each
+    user's slate for the rows of the other rules. Where they do not, slates are found.
 
     Args:
         rules: The rules; each user alone has slates under those about one slate.
-        population: The users; of candidates, nothing but their catalogue is looked at.
-        ask: The users' slates under some quotas, none of them tighter than the rules'.
+        population: The users; without a pool nothing but their catalogue is looked at.
+        ask: The users' slates under some nested quotas, none of them tighter than the rules'.
         deadline: When to stop, by ``time.monotonic``.
+        pool: What knows of rules that are no nested quotas; None where there are no such.
     """
 
     def __init__(
@@ -77,9 +137,10 @@ class Prices:
         population: Population,
         ask: Callable[[LaminarTree], BestSlates],
         deadline: float = math.inf,
+        pool: Pool | None = None,
     ) -> None:
         self.rules, self.population, self.deadline = tuple(rules), population, deadline
-        self._ask = ask
+        self._ask, self._pool = ask, pool
         self._asked: tuple[LaminarTree, BestSlates] | None = None
 
     @property
@@ -89,18 +150,10 @@ class Prices:
 
     def verdict(self, rules: Sequence[Constraint]) -> Verdict:
         """Whether these rules, among them the slate size, leave slates."""
-        together = Together.of(rules, self.population)
-        if together is None or time.monotonic() >= self.deadline:
+        asked = self._asking(rules)
+        if asked is None or time.monotonic() >= self.deadline:
             return Verdict(True if all(rule.scope == "user" for rule in rules) else None)
-        if together.crossed:
-            return Verdict(False, {})
-        left = None if math.isinf(self.deadline) else max(1e-3, self.deadline - time.monotonic())
-        oracle = self._oracle(together)
-        found = together.solve(oracle, None, 0.5, left)
-        if found.ray is None:
-            shown = oracle.total(found.selection).counts.sum(axis=0) if found.satisfied else None
-            return Verdict(True if found.satisfied else None, None, shown)
-        return Verdict(False, dict(zip(together.sums.keys, found.ray.tolist(), strict=False)))
+        return Verdict(False, {}) if asked.crossed else asked.verdict(self.deadline)
 
     def smallest(self, begin: Set[int]) -> tuple[Set[int], bool, bool]:
         """A smallest conflict among these rules.
@@ -185,12 +238,12 @@ class Prices:
 
     def _crossed(self, kept: Set[int]) -> tuple[int, int] | None:
         """The rules of these that bound some sum from below and above, with nothing between."""
-        asked = sorted(kept)
-        together = Together.of([self.rules[i] for i in asked], self.population)
-        if together is None or not together.crossed:
+        at = sorted(kept)
+        asked = self._asking([self.rules[i] for i in at])
+        if asked is None or not asked.crossed:
             return None
-        owners = [self.rules[i].name for i in asked]
-        floor, ceiling = (asked[owners.index(name)] for name in together.crossed)
+        owners = [self.rules[i].name for i in at]
+        floor, ceiling = (at[owners.index(name)] for name in asked.crossed)
         return floor, ceiling
 
     def _of(self, kept: Set[int]) -> Verdict:
@@ -198,33 +251,17 @@ class Prices:
 
     def _still(self, kept: Set[int], ray: Ray | None) -> bool:
         """Whether the same prices prove that these rules conflict."""
-        return ray is not None and self._weigh([self.rules[i] for i in sorted(kept)], ray)[1]
-
-    def _weigh(self, rules: Sequence[Constraint], ray: Ray) -> tuple[float, bool]:
-        """How much less the bounds are worth than slates cost at these prices, and whether that is proof.
-
-        Far along the prices gains have no say but among slates that cost the same.
-        """
-        together = Together.of(rules, self.population)
-        if together is None:
-            return 0.0, False
-        if together.crossed:
-            return math.inf, True
-        oracle, rows = self._oracle(together), together.rows
-        price = _priced(ray, together, rows)
-        if not price.any():
-            return 0.0, False
-        dual = Dual(oracle, rows)
-        far = 1e9 * (1.0 + oracle.largest * dual.shows)
-        point = dual.at(far * price)
-        return (point.gain - point.bound) / far, point.bound < 0.0
+        asked = None if ray is None else self._asking([self.rules[i] for i in sorted(kept)])
+        if ray is None or asked is None:
+            return False
+        return bool(asked.crossed) or asked.weigh(_priced(ray, asked.sums))[1]
 
     def _settles(self, rest: Sequence[Constraint], rule: Constraint, further: Constraint, ray: Ray) -> float:
         """How often the change from one rule to the next is made until these prices prove nothing.
 
         0.0 where no number of times is known. Bounds move evenly, and what slates cost does not move.
         """
-        now, then = (Together.of([*rest, each], self.population) for each in (rule, further))
+        now, then = (self._asking([*rest, each]) for each in (rule, further))
         assert now is not None
         assert then is not None
         if now.sums.keys != then.sums.keys:
@@ -233,8 +270,8 @@ class Prices:
         if now.crossed:
             price, cost = np.zeros(0), 0.0
         else:
-            price = _priced(ray, now, now.rows)
-            short, _ = self._weigh([*rest, rule], ray)
+            price = _priced(ray, now.sums)
+            short, _ = now.weigh(price)
             cost = short + _worth(price, *now.sums.limits(*ends[0]))
 
         moves = []
@@ -266,8 +303,22 @@ class Prices:
         over = item_rows(rule, self.population.catalogue).T @ shown - rule.rhs(self.population)
         return bool((over <= TOLERANCE).all())
 
-    def _oracle(self, together: Together) -> BestSlates:
-        tree = together.quotas.tree
+    def _asking(self, rules: Sequence[Constraint]) -> _Asked | None:
+        """What asks about these rules; None where they are of no known kind, or ask nothing of all slates."""
+        together = Together.of(rules, self.population)
+        if together is not None:
+            return _Nested(together, self._oracle(together.quotas.tree))
+        if self._pool is None or all(rule.scope == "user" for rule in rules):
+            return None
+        if any(isinstance(rule, CatalogueCoverage) for rule in rules):
+            return None
+        own, sums = Sums.of(rules, self.population, "user"), Sums.of(rules, self.population)
+        if own is None or sums is None or len(own.crossed):
+            return None
+        names = [rule.name for rule in rules]
+        return _Linear(own, sums, sums.crossing(names), self._pool)
+
+    def _oracle(self, tree: LaminarTree) -> BestSlates:
         if self._asked is None or not self._asked[0].equals(tree):
             self._asked = tree, self._ask(tree)
         return self._asked[1]
@@ -279,8 +330,8 @@ def _worth(price: NDArray[np.float64], lower: NDArray[np.float64], upper: NDArra
     return float((price[at] * np.where(price > 0.0, upper, lower)[at]).sum())
 
 
-def _priced(ray: Ray, together: Together, rows: PopulationRows) -> NDArray[np.float64]:
+def _priced(ray: Ray, sums: Sums) -> NDArray[np.float64]:
     """The prices of these sums, none where there is no bound to lean on."""
-    price = np.array([ray.get(key, 0.0) for key in together.sums.keys])
-    bound = np.where(price > 0.0, rows.upper, rows.lower)
-    return np.where(np.isfinite(bound), price, 0.0)
+    price = np.array([ray.get(key, 0.0) for key in sums.keys])
+    lower, upper = sums.limits(sums.lower, sums.upper)
+    return np.where(np.isfinite(np.where(price > 0.0, upper, lower)), price, 0.0)

@@ -156,7 +156,7 @@ def direct_slates(question: Question, gains: Gains, sums: Sums, diversity: Cosin
         sparse.csr_array(sums.coefficients.T),
         sums.lower,
         sums.upper,
-        diversity.factors,
+        question.memory.factors(diversity, question.population.k) if gains.diversity else None,
         diversity.curvature,
         diversity.linear,
         gap=question.gap if gains.diversity else 0.0,
@@ -166,11 +166,14 @@ def direct_slates(question: Question, gains: Gains, sums: Sums, diversity: Cosin
 
 
 def prices_of_sums(question: Question, sums: Sums, found: DirectSlates) -> NDArray[np.float64]:
-    """Mean prices of the rules about one slate over users who have one; ``(n_rules,)``."""
+    """Mean prices of the rules about one slate over a sample of users who have one; ``(n_rules,)``."""
     n_rules = len(question.constraints)
-    prices = sums.by_rule(np.maximum(0.0, found.prices[found.feasible]).sum(axis=0), n_rules)
-    prices += sums.by_rule(np.minimum(0.0, found.prices[found.feasible]).sum(axis=0), n_rules)
-    return prices / max(1, int(found.feasible.sum()))
+    users = np.flatnonzero(found.feasible)
+    users = users[:: max(1, -(-len(users) // _PRICED_DIVERSE))]
+    each = found.prices_of(users)
+    prices = sums.by_rule(np.maximum(0.0, each).sum(axis=0), n_rules)
+    prices += sums.by_rule(np.minimum(0.0, each).sum(axis=0), n_rules)
+    return prices / max(1, len(users))
 
 
 def _prices_of_quotas(question: Question, gains: Gains, quotas: Quotas) -> NDArray[np.float64]:

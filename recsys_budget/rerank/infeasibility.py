@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,10 +27,12 @@ from recsys_budget.constraints.engagement import population_gains
 from recsys_budget.errors import NumericalError
 from recsys_budget.rerank.conflict import Conflict, Relaxation, Shortage
 from recsys_budget.rerank.divergence import Prices
+from recsys_budget.rerank.feasibility import Pool
 from recsys_budget.rerank.loosening import moved_by, number_of
 from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.oracle import Oracle
+from recsys_budget.rerank.structure import Quotas
 from recsys_budget.rerank.subsets import Loosening, OutOfTime, Subsets
 
 # Users asked one by one, where others are not alike; users for whom relaxations are worked out; slate sizes
@@ -62,22 +65,27 @@ def find_conflict(
         users: Positions of users who are said to have no slate, at least one.
         solver: Solver for the integer programs; None takes HiGHS.
         deadline: When to stop and tell what is known, by ``time.monotonic``.
-        named: Rules about all slates that diverging prices found in conflict. In a population too large for
-            integer programs that is where the search starts, and prices are what proves.
+        named: Rules about all slates that prices found in conflict. In a population too large for integer
+            programs, and beside rules that are no nested quotas, that is where the search starts, and prices
+            are what proves.
 
     Raises:
         NumericalError: The rules can be satisfied together after all, or a solver's answer fails a check.
     """
     hard = [rule for rule in rules if rule.hard]
     own = [rule for rule in hard if rule.scope == "user"]
-    if named and len(population.items) > _LARGE:
+    if named and (len(population.items) > _LARGE or Quotas.of(hard, population) is None):
         gains = population_gains(population, "none")
 
         def ask(tree: LaminarTree) -> Oracle:
             return Oracle(population.offsets, gains, population.items, tree)
 
-        return by_prices(rules, population, named, ask, deadline)
-    first = _first_alone(own, population, users, solver, deadline, certain=len(own) == len(hard))
+        found = by_prices(rules, population, named, ask, deadline, Pool(population))
+        if found.certified or time.monotonic() >= deadline:
+            return found
+    # Rules about all slates, soft ones too, are asked together, and then everybody is said to have no slate.
+    certain = all(rule.scope == "user" for rule in rules)
+    first = _first_alone(own, population, users, solver, deadline, certain=certain)
     if first is not None:
         return _Search(rules, own, population, users, first, solver, deadline).conflict()
     return _Search(rules, hard, population, users, None, solver, deadline).conflict()
@@ -89,18 +97,20 @@ def by_prices(
     named: Sequence[str],
     ask: Callable[[LaminarTree], BestSlates],
     deadline: float = math.inf,
+    pool: Pool | None = None,
 ) -> Conflict:
-    """The conflict that diverging prices prove; each user alone has a slate.
+    """The conflict that prices prove; each user alone has a slate.
 
     Args:
         rules: Every rule asked for.
-        population: The users; of candidates, nothing but their catalogue is looked at.
+        population: The users; without a pool nothing but their catalogue is looked at.
         named: Rules about all slates that prices found in conflict.
-        ask: The users' slates under some quotas, none of them tighter than the rules'.
+        ask: The users' slates under some nested quotas, none of them tighter than the rules'.
         deadline: When to stop and tell what is known, by ``time.monotonic``.
+        pool: What knows of rules that are no nested quotas; None where there are no such.
     """
     hard = [rule for rule in rules if rule.hard]
-    prices = Prices(hard, population, ask, deadline)
+    prices = Prices(hard, population, ask, deadline, pool)
     begin = {i for i, rule in enumerate(hard) if rule.scope == "user" or rule.name in named}
     kept, certified, proven = prices.smallest(begin)
     relaxations, shortages = [], []

@@ -249,6 +249,26 @@ class Sums:
         """Rows whose lower bound is above their upper."""
         return np.flatnonzero(self.lower > self.upper)
 
+    @property
+    def largest(self) -> NDArray[np.float64]:
+        """Largest coefficient of each row, by magnitude; 0 for a row of zeros."""
+        largest = np.zeros(len(self.lower))
+        rows = np.repeat(np.arange(len(largest)), np.diff(self.coefficients.indptr))
+        np.maximum.at(largest, rows, np.abs(self.coefficients.data))
+        return largest
+
+    def crossing(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Of these rules, the two that bound a sum from both sides with nothing between; empty without."""
+        lower, upper = self.limits(self.lower, self.upper)
+        crossed = np.flatnonzero(lower > upper)
+        return tuple(names[at] for at in self.owners[:, crossed[0]]) if len(crossed) else ()
+
+    def leaned_on(self, prices: NDArray[np.float64]) -> set[int]:
+        """Positions of the rules that set the bounds which these prices of rows lean on."""
+        at = np.flatnonzero(prices)
+        owners: list[int] = self.owners[np.where(prices[at] > 0.0, 1, 0), at].tolist()
+        return set(owners) - {-1}
+
     def limits(
         self, lower: NDArray[np.float64], upper: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -59,9 +59,7 @@ class Together:
     @property
     def crossed(self) -> tuple[str, ...]:
         """Names of the rules that bound a sum from below and above, with nothing between; empty without."""
-        lower, upper = self.sums.limits(self.sums.lower, self.sums.upper)
-        crossed = np.flatnonzero(lower > upper)
-        return tuple(self.rules[at].name for at in self.sums.owners[:, crossed[0]]) if len(crossed) else ()
+        return self.sums.crossing([rule.name for rule in self.rules])
 
     @property
     def rows(self) -> PopulationRows:
@@ -83,13 +81,11 @@ class Together:
 
     def conflict(self, ray: NDArray[np.float64]) -> tuple[str, ...]:
         """Names of the rules that multipliers of rows prove to contradict each other."""
-        covering = np.full((2, 0 if self.coverage is None else 1), self.coverage or 0)
-        owners = np.hstack([self.sums.owners, covering])
-        named = np.flatnonzero(ray)
-        return self._named(owners[np.where(ray > 0.0, 1, 0)[named], named])
-
-    def _named(self, owners: NDArray[np.intp]) -> tuple[str, ...]:
-        return tuple(self.rules[owner].name for owner in sorted(set(owners.tolist())) if owner >= 0)
+        n_rows = len(self.sums.lower)
+        owners = self.sums.leaned_on(ray[:n_rows])
+        if self.coverage is not None and ray[n_rows:].any():
+            owners |= {self.coverage}
+        return tuple(self.rules[owner].name for owner in sorted(owners))
 
     def prices(self, answer: Coupled, oracle: BestSlates) -> dict[str, float]:
         """What a unit more of each rule would add to the objective, by its name."""
@@ -118,16 +114,16 @@ def solve_sums(question: Question) -> Outcome | None:
     gains = None if together is None else memory.gains(question.objective, population)
     if together is None or gains is None or gains.diversity or gains.worth is not None:
         return None
-    nothing = np.full((len(population), population.k), -1, np.int32)
+    nothing = without_slates(population)
     if together.crossed:
-        return _contradiction(together.crossed, nothing)
+        return contradiction(together.crossed, population)
     oracle = memory.oracle(gains, population, together.quotas.tree)
     if not oracle.feasible.all():
         return Outcome(nothing, ~oracle.feasible, None, 0.0, 0, {}, "prices", library())
     found = together.solve(oracle, memory.start(together.sums), question.gap, question.seconds_left)
     small = len(population.items) <= SMALL
     if found.ray is not None and not small:
-        return _contradiction(together.conflict(found.ray), nothing)
+        return contradiction(together.conflict(found.ray), population)
     if small and not question.late and not (found.satisfied and found.gap <= question.gap):
         return None  # few enough for integer programs, which close the gap that prices leave
     memory.learn(together.sums, found.prices[: len(together.sums.lower)])
@@ -144,7 +140,12 @@ def solve_sums(question: Question) -> Outcome | None:
     )
 
 
-def _contradiction(names: tuple[str, ...], nothing: NDArray[np.int32]) -> Outcome:
+def contradiction(names: Sequence[str], population: Population) -> Outcome:
     """No slates, because of these rules."""
-    everybody = np.ones(len(nothing), bool)
-    return Outcome(nothing, everybody, None, 0.0, 0, {}, "prices", library(), conflict=names)
+    nothing, everybody = without_slates(population), np.ones(len(population), bool)
+    return Outcome(nothing, everybody, None, 0.0, 0, {}, "prices", library(), conflict=tuple(names))
+
+
+def without_slates(population: Population) -> NDArray[np.int32]:
+    """What :class:`Outcome` says of users who have none."""
+    return np.full((len(population), population.k), -1, np.int32)

@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import highspy
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import NumericalError
-from recsys_budget.rerank.routes._core import ROUNDING
+from recsys_budget.rerank.routes._users import User
 
 _ROUNDS = 20  # most linear programs between which tangents are added
 _TANGENTS = (0.5, 1.0, 2.0)  # where the first ones touch
-
-
-@dataclass(frozen=True, eq=False)
-class User:
-    """One user's rows: gain, scaled rules in compressed form (the last counts the slate), and bounds."""
-
-    gain: NDArray[np.float64]
-    least: NDArray[np.float64]
-    most: NDArray[np.float64]
-    marks: NDArray[np.int8]
-    starts: NDArray[np.int32]
-    columns: NDArray[np.int32]
-    values: NDArray[np.float64]
-    factors: NDArray[np.float64]
-    curvature: float
-
-    def worth(self, slate: NDArray[np.intp]) -> float:
-        """Objective of a slate, summed in the order of rows."""
-        z = self.factors[slate].sum(axis=0)
-        return float(sum(self.gain[slate].tolist())) - self.curvature * float(z @ z)
-
-    def rounding(self, k: int) -> float:
-        """By how much the squares of a slate's sums may round; 0 where there are none."""
-        longest = float(np.sqrt(np.square(self.factors).sum(axis=1)).max(initial=0.0))
-        return ROUNDING * self.curvature * (k * longest) ** 2
-
-    def dense(self) -> NDArray[np.float64]:
-        """The rules without the count, ``(n, n_rules)``."""
-        rules = np.zeros((len(self.gain), len(self.least) + 1))
-        rules[np.repeat(np.arange(len(self.gain)), np.diff(self.starts)), self.columns] = self.values
-        return np.ascontiguousarray(rules[:, :-1])
 
 
 class Program:
@@ -70,25 +37,26 @@ class Program:
 
     def load(self, user: User) -> None:
         """Take this user's model; the one before leaves nothing behind, no basis either."""
-        n, m, rules = len(user.gain), self._n_factors, self._n_rules + 1
+        (n, m), own, rules = user.factors.shape, user.rows, self._n_rules + 1
         self._columns, self._state = np.arange(n, dtype=np.int32), user.marks
-        starts, index, value = user.starts, user.columns, user.values
-        if m:
-            rows = np.repeat(np.arange(n), np.diff(user.starts)), np.nonzero(user.factors)
-            owner = np.concatenate([rows[0], rows[1][0], n + np.arange(m)])
-            index = np.concatenate([index, rules + rows[1][1], rules + np.arange(m)]).astype(np.int32)
-            value = np.concatenate([value, user.factors[rows[1]], np.full(m, -1.0)])
-            order = np.lexsort((index, owner))
-            index, value = index[order], value[order]
-            starts = np.searchsorted(owner[order], np.arange(n + 2 * m + 1)).astype(np.int32)
+        # Column by column: rules, the size of the slate, sums of factors.
+        row, factor = np.nonzero(user.factors)
+        owner = np.concatenate(
+            [np.repeat(np.arange(n), np.diff(own.rule_starts)), np.arange(n), row, n + np.arange(m)]
+        )
+        index = np.concatenate([own.rules, np.full(n, rules - 1), rules + factor, rules + np.arange(m)])
+        value = np.concatenate([own.amounts, np.ones(n), user.factors[row, factor], np.full(m, -1.0)])
+        order = np.lexsort((index, owner))
+        index, value = index[order].astype(np.int32), value[order]
+        starts = np.searchsorted(owner[order], np.arange(n + 2 * m + 1)).astype(np.int32)
         free, none = np.full(m, np.inf), np.zeros(m)
         self._solver.clearModel()
         status = self._solver.passModel(
             n + 2 * m, rules + m, len(value), int(highspy.MatrixFormat.kColwise),
             int(highspy.ObjSense.kMaximize), 0.0,
-            np.concatenate([user.gain, none, np.full(m, -self._curvature)]),
+            np.concatenate([own.gain, none, np.full(m, -self._curvature)]),
             np.concatenate([user.marks > 0, -free, none]), np.concatenate([user.marks >= 0, free, free]),
-            np.concatenate([user.least, [self._k], none]), np.concatenate([user.most, [self._k], none]),
+            np.concatenate([own.least, [self._k], none]), np.concatenate([own.most, [self._k], none]),
             starts, index, value, np.zeros(n + 2 * m, np.int32),
         )  # fmt: skip
         if status == highspy.HighsStatus.kError:
