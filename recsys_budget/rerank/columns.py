@@ -29,6 +29,7 @@ from recsys_budget.rerank.fast import (
 )
 from recsys_budget.rerank.feasibility import Pool
 from recsys_budget.rerank.integer import Program, solve_highs
+from recsys_budget.rerank.memory import Memory
 from recsys_budget.rerank.question import Outcome, Question
 from recsys_budget.rerank.routes.direct import DirectSlates
 from recsys_budget.rerank.routes.diverse import DiverseSlates
@@ -46,6 +47,8 @@ _SECONDS = 20.0
 _OUTSIDE = 10.0
 # How near to the best prices so far the next ones are.
 _CLOSE = 0.4
+# How near the mixture must be to the bound, as a share of the gap, before it is made whole.
+_NEAR = 0.8
 # Slates of each user that are kept for the next answer.
 _LAYERS = 3
 
@@ -97,21 +100,23 @@ def solve_columns(question: Question) -> Outcome | None:
         return known.add(chosen, there, value, _loads(chosen, population, coefficients))
 
     own = Sums.of(rules, population, "user")
-    # Where to look first: at the prices without diversity, and at those of the last answer.
-    asked, begun, conflict = _without_diversity(question, gains, sums)
-    if conflict:
-        return contradiction(conflict, population)
-    for chosen in (*begun, *memory.slates):
+    # Where to look first: at the prices of the last answer, or those without diversity.
+    last, answer = memory.start(sums), None
+    warm = memory.knows(sums)
+    asked = [] if last is None else [last]
+    if not warm:
+        without, begun, conflict = _without_diversity(question, gains)
+        if conflict:
+            return contradiction(conflict, population)
+        asked = [*without, *asked]
+        for chosen in begun:
+            learn(chosen, np.ones(len(population), bool))
+            answer = _Choice(np.arange(len(population)), float(known.values.sum()))
+    for chosen in memory.slates:
         learn(chosen, _keeps(question, chosen))
-    last = memory.start(sums)
-    if last is not None:
-        asked.append(last)
     prices: NDArray[np.float64] = asked.pop() if asked else np.zeros(len(lower))
     best, best_prices, solves, n_free, failed, found = np.inf, prices, 0, _FREE, 0, None
-    answer: _Choice | None = None
-    if begun:
-        first = np.arange(len(population))
-        answer = _Choice(first, float(known.values[first].sum()))
+    searched = False
     for _ in range(_ROUNDS):
         # Nothing is paid for bounds that are not there.
         prices = np.where(np.isfinite(np.where(prices > 0.0, upper, lower)), prices, 0.0)
@@ -133,7 +138,7 @@ def solve_columns(question: Question) -> Outcome | None:
         mixture = choosing.mixture()
         if mixture is None:
             break
-        if own is not None and mixture.outside and not new and not begun:
+        if own is not None and mixture.outside and not new and not searched:
             # Whatever is gained, sums are missed: are there slates that keep to them at all?
             verdict = Pool(population).verdict(own, sums, question.deadline)
             if verdict.ray is not None:
@@ -141,9 +146,9 @@ def solve_columns(question: Question) -> Outcome | None:
                 return contradiction([names[at] for at in sorted(sums.leaned_on(ray))], population)
             if verdict.slates is None:
                 break
-            begun = [verdict.slates]
+            searched = True
             new = learn(verdict.slates, _keeps(question, verdict.slates))
-        near = not mixture.outside and best - mixture.value <= 0.5 * question.gap * abs(best)
+        near = not mixture.outside and best - mixture.value <= _NEAR * question.gap * abs(best)
         if near or not new:
             left = question.seconds_left
             choice = choosing.whole(_SECONDS if left is None else min(_SECONDS, left))
@@ -159,6 +164,8 @@ def solve_columns(question: Question) -> Outcome | None:
         # Slates that overdo it, where those known cannot be made whole.
         beyond = mixture.prices if new else best_prices * (1.0 + 0.1 * failed)
         prices = _CLOSE * best_prices + (1.0 - _CLOSE) * beyond
+    if answer is None and warm and not question.late:
+        return solve_columns(replace(question, memory=Memory()))  # what was known of other numbers led astray
     if answer is None or found is None:
         return None
     closed = best - answer.value <= question.gap * abs(best)
@@ -167,7 +174,7 @@ def solve_columns(question: Question) -> Outcome | None:
     assert known.slates is not None
     chosen = known.slates[answer.taken]
     memory.learn(sums, best_prices)
-    memory.slates = known.layers(best_prices)
+    memory.mixed(sums, known.layers(best_prices))
     by_rule = sums.by_rule(best_prices, len(rules)) + found.user_prices()
     return Outcome(
         chosen,
@@ -202,7 +209,10 @@ def _oracle(question: Question, gains: Gains) -> Callable[[NDArray[np.float64]],
             user_prices = partial(prices_of_diverse, finer, gains, quotas, priced, diverse)
         else:
             assert sums is not None
-            found = direct = direct_slates(finer, gains, sums, priced)
+            # Prices seldom move far from one time to the next.
+            memory = question.memory
+            found = direct = direct_slates(finer, gains, sums, priced, memory.direct(sums, diversity))
+            memory.keep(sums, direct)
             impossible, work = direct.impossible, direct.solves
             user_prices = partial(prices_of_sums, finer, sums, direct)
         bound = float(np.where(impossible, 0.0, found.bound).sum())
@@ -213,7 +223,7 @@ def _oracle(question: Question, gains: Gains) -> Callable[[NDArray[np.float64]],
 
 
 def _without_diversity(
-    question: Question, gains: Gains, sums: Sums
+    question: Question, gains: Gains
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.int32]], tuple[str, ...]]:
     """Prices to start from and slates within the sums, from the same problem without diversity.
 

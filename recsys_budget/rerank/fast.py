@@ -21,7 +21,8 @@ from recsys_budget.rerank.routes.laminar import LaminarTree, bound_prices, loose
 from recsys_budget.rerank.structure import Cosines, Gains, Quotas, Sums
 
 # Users whose slates are chosen again for prices of quotas; with diversity that takes a hundred times longer.
-PRICED, _PRICED_DIVERSE = 1000, 100
+# And users who get a linear program each, for prices of other rules.
+PRICED, _PRICED_DIVERSE, _PRICED_LINEAR = 1000, 100, 50
 # Programs a user of the direct route: with diversity, integer programs close sooner what few leave open.
 _NODES, _DIVERSE_NODES = 100, 8
 
@@ -146,7 +147,9 @@ def _diverse(
     )
 
 
-def direct_slates(question: Question, gains: Gains, sums: Sums, diversity: Cosines) -> DirectSlates:
+def direct_slates(
+    question: Question, gains: Gains, sums: Sums, diversity: Cosines, warm: DirectSlates | None = None
+) -> DirectSlates:
     """The direct route's slates, rows in the order of the gains."""
     return solve_direct(
         question.population.offsets,
@@ -162,6 +165,7 @@ def direct_slates(question: Question, gains: Gains, sums: Sums, diversity: Cosin
         gap=question.gap if gains.diversity else 0.0,
         nodes=_DIVERSE_NODES if gains.diversity else _NODES,
         time_limit=question.seconds_left,
+        warm=warm,
     )
 
 
@@ -169,7 +173,7 @@ def prices_of_sums(question: Question, sums: Sums, found: DirectSlates) -> NDArr
     """Mean prices of the rules about one slate over a sample of users who have one; ``(n_rules,)``."""
     n_rules = len(question.constraints)
     users = np.flatnonzero(found.feasible)
-    users = users[:: max(1, -(-len(users) // _PRICED_DIVERSE))]
+    users = users[:: max(1, -(-len(users) // _PRICED_LINEAR))]
     each = found.prices_of(users)
     prices = sums.by_rule(np.maximum(0.0, each).sum(axis=0), n_rules)
     prices += sums.by_rule(np.minimum(0.0, each).sum(axis=0), n_rules)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from recsys_budget.constraints import Population
 from recsys_budget.rerank.objective import Objective
+from recsys_budget.rerank.routes.direct import DirectSlates
 from recsys_budget.rerank.routes.diverse import Factors
 from recsys_budget.rerank.routes.laminar import LaminarTree
 from recsys_budget.rerank.routes.oracle import Oracle
@@ -28,6 +29,8 @@ class Memory:
         self._oracle: Oracle | None = None
         self._prices: dict[tuple[bytes, bytes], float] = {}
         self.slates: list[NDArray[np.int32]] = []
+        self._mixed: Sums | None = None
+        self._direct: tuple[Sums, DirectSlates] | None = None
 
     def gains(self, objective: Objective, population: Population) -> Gains | None:
         """:meth:`Gains.of`, kept for the objective asked about last."""
@@ -50,11 +53,36 @@ class Memory:
             self._oracle = known
         return known
 
+    def direct(self, sums: Sums, diversity: Cosines) -> DirectSlates | None:
+        """What the direct route found last, if it was asked about the same sums; None otherwise."""
+        known = self._direct
+        if known is None or known[0].keys != sums.keys or known[1].diverse != (diversity.curvature > 0.0):
+            return None
+        return known[1]
+
+    def keep(self, sums: Sums, found: DirectSlates) -> None:
+        """Keep what the direct route found."""
+        self._direct = sums, found
+
     def start(self, sums: Sums) -> NDArray[np.float64] | None:
         """Prices of the rows in the last answer, 0 for rows that are new; None without an answer."""
         if not self._prices:
             return None
         return np.array([self._prices.get(key, 0.0) for key in sums.keys])
+
+    def knows(self, sums: Sums) -> bool:
+        """Whether the last answer that mixed slates was about these very sums and bounds."""
+        last = self._mixed
+        return (
+            last is not None
+            and last.keys == sums.keys
+            and np.array_equal(last.lower, sums.lower)
+            and np.array_equal(last.upper, sums.upper)
+        )
+
+    def mixed(self, sums: Sums, slates: list[NDArray[np.int32]]) -> None:
+        """Keep a few slates of everybody, int32 ``(n_users, k)`` each, from an answer that mixed some."""
+        self._mixed, self.slates = sums, slates
 
     def learn(self, sums: Sums, prices: NDArray[np.float64]) -> None:
         """Keep the prices of an answer."""

@@ -488,11 +488,13 @@ def _highest(bounds: NDArray[np.float64], n: int) -> float:
 @njit
 def _search(
     rows: Rows, marks: NDArray[np.int8], k: int, gap: float, nodes: int, steps: int,
-    shares: tuple[float, ...], scratch: Scratch,
+    shares: tuple[float, ...], scratch: Scratch, price: NDArray[np.float64], y: NDArray[np.float64],
+    known: bool,
 ) -> tuple[float, float, bool]:  # fmt: skip
     """Worth of the best slate found (-inf for none), bound on all others, and whether that is the last word.
 
-    Gives up on a user for whom the first node turned up no slate.
+    Starts from a price and y, and leaves there the best of the first node; and from the slate in ``best``
+    where one is known. Gives up on a user for whom the first node turned up no slate.
     """
     n, n_rules, state, best = len(rows.gain), len(rows.least), scratch.state, scratch.best
     at, low = (
@@ -517,12 +519,16 @@ def _search(
         largest, longest = max(largest, abs(rows.gain[i])), max(longest, square)
         open_state[0, i] = marks[i]
     margin = 3.0 * ROUNDING * k * (largest + rows.curvature * k * longest)
-    for r in range(n_rules):
-        open_price[0, r] = 0.0
-    for j in range(len(scratch.z)):
-        open_y[0, j] = 0.0
+    _copy(price, open_price[0])
+    _copy(y, open_y[0])
     open_bound[0] = np.inf
     objective, enough, closed, visited, top = -np.inf, -np.inf, -np.inf, 0, 1
+    if known:
+        for row in best:
+            known = known and marks[row] != OUT
+        if known and _keeps(rows, best, scratch.loads):
+            objective = worth_of(rows, best, scratch.z)
+            enough = objective + max(gap * abs(objective), margin)
     while top > 0:
         top -= 1
         bound, done = open_bound[top], False
@@ -580,16 +586,19 @@ def _search(
             if here == -np.inf:
                 done = True
                 break
-            known = objective
+            before = objective
             objective, ruled_out, done = look_below(
                 rows, state, low, scratch, here, gap, steps, shares, objective
             )
             if done:
                 closed = max(closed, min(bound, ruled_out))
                 break
-            if objective > known:
+            if objective > before:
                 objective = _improve(rows, state, scratch, margin)
                 enough = objective + max(gap * abs(objective), margin)
+        if visited == 1:
+            _copy(low.price, price)
+            _copy(low.y, y)
         if done:
             continue
         if objective == -np.inf:
@@ -651,10 +660,12 @@ def search_users(
     least: NDArray[np.float64], most: NDArray[np.float64], gain: NDArray[np.float64], marks: NDArray[np.int8],
     gap: float, nodes: int, steps: int, shares: tuple[float, ...], n_factors: int, chosen: NDArray[np.int32],
     objective: NDArray[np.float64], bound: NDArray[np.float64], settled: NDArray[np.bool_],
+    prices: NDArray[np.float64], points: NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """Search for users ``first <= u < last``, and write the last four arrays.
+    """Search for users ``first <= u < last``, and write the last six arrays.
 
-    ``of_items`` holds the facts of the whole catalogue; ``settled`` says where the search was the last word.
+    The search of a user starts from prices, a point and a slate, if one is there. ``of_items`` holds the
+    facts of the whole catalogue; ``settled`` says where the search was the last word.
     """
     k = chosen.shape[1]
     for user in range(first, last):
@@ -685,7 +696,12 @@ def search_users(
             np.zeros(n_factors), np.zeros(n), np.zeros(k, np.intp), np.zeros(k, np.intp),
         )  # fmt: skip
         mine = marks[start : start + n]
-        worth, above, done = _search(rows, mine, k, gap, nodes, steps, shares, scratch)
+        known = chosen[user, 0] >= 0
+        for q in range(k):
+            scratch.best[q], chosen[user, q] = chosen[user, q], -1
+        worth, above, done = _search(
+            rows, mine, k, gap, nodes, steps, shares, scratch, prices[user], points[user], known
+        )
         bound[user], settled[user] = above, done
         if worth > -np.inf:
             objective[user] = canonical(rows, mine, scratch)

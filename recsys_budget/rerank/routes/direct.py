@@ -30,7 +30,7 @@ from recsys_budget.rerank.routes.diverse import Factors
 STEPS = 20_000  # slates begun, a millisecond or so, before a program is branched on
 BLOCK = 32  # users worked on at a time, whatever the number of threads
 # Nodes of the search without programs, and slates begun in each.
-NODES, NODE_STEPS = 400, 500
+NODES, NODE_STEPS = 200, 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,7 @@ class DirectSlates:
     rays: Mapping[int, NDArray[np.float64]]
     solves: NDArray[np.int64]
     _users: Users = field(repr=False)
+    _from: tuple[NDArray[np.float64], NDArray[np.float64]] = field(repr=False)  # where bounds were taken
 
     def prices_of(self, users: NDArray[np.intp]) -> NDArray[np.float64]:
         """What one unit of each rule's binding bound costs these users in gain, ``(n_users, n_rules)``.
@@ -74,6 +75,11 @@ class DirectSlates:
                 program.load(user)
                 prices[at] = program.solve(user.marks)[1] / self._users.size
         return prices
+
+    @property
+    def diverse(self) -> bool:
+        """Whether slates were found for diversity too."""
+        return bool(self._from[1].shape[1])
 
     @cached_property
     def prices(self) -> NDArray[np.float64]:
@@ -103,6 +109,7 @@ def solve_direct(
     gap: float = 0.0,
     nodes: int = 100,
     time_limit: float | None = None,
+    warm: DirectSlates | None = None,
     threads: int | None = None,
 ) -> DirectSlates:
     """The best slate of every user among those whose sum of each rule lies between its bounds.
@@ -126,12 +133,14 @@ def solve_direct(
         nodes: Most linear programs a user, at least 1.
         time_limit: Seconds after which each user still gets one node of the search and one linear program;
             None for no limit. Only this can make two runs differ.
+        warm: Answer about the same rows under rules on the same sums, whatever their bounds and gains: where
+            the search starts. It changes the time taken, and which of slates within the gap are found.
         threads: Most threads at once; None takes one a core. Answers do not depend on it.
 
     Guarantees:
         In the unit of each rule, sums of slates exceed bounds by at most rounding, 1e-12 of what a slate
-        could sum to. Every user's answer is what a call with that user alone gives: the solver starts
-        afresh, and of rows that differ in nothing the earliest are chosen.
+        could sum to. Without a warm start every user's answer is what a call with that user alone gives: the
+        solver starts afresh. Of rows that differ in nothing the earliest are chosen.
 
     Raises:
         SpecificationError: An argument is not as described, or a lower bound is above its upper.
@@ -163,6 +172,17 @@ def solve_direct(
     )
     deadline = np.inf if time_limit is None else time.monotonic() + time_limit
     chosen = np.full((n_users, k), -1, np.int32)
+    prices, points = np.zeros((n_users, n_rules)), np.zeros((n_users, known.matrix.shape[1]))
+    if warm is not None:
+        chosen, (prices, points) = warm.chosen.copy(), (each.copy() for each in warm._from)
+        if (
+            chosen.shape != (n_users, k)
+            or prices.shape[1] != n_rules
+            or points.shape[1] != known.matrix.shape[1]
+        ):
+            raise SpecificationError(
+                "a warm start needs the same users, slates, rules and factors; solve without it"
+            )
     objective, bound = np.full(n_users, np.nan), np.full(n_users, np.nan)
     settled = np.zeros(n_users, np.bool_)
 
@@ -171,7 +191,7 @@ def solve_direct(
         search_users(
             first, last, users.offsets, users.items, users.of_items, users.least, users.most, users.gain,
             users.marks, float(gap), allowed, min(NODE_STEPS, STEPS), SHARES, known.matrix.shape[1], chosen,
-            objective, bound, settled,
+            objective, bound, settled, prices, points,
         )  # fmt: skip
 
     by_blocks(work, n_users, block=BLOCK, threads=threads)
@@ -179,7 +199,9 @@ def solve_direct(
     solves = np.zeros(n_users, np.int64)
     rays: dict[int, NDArray[np.float64]] = {}
     program = Program(k, n_rules, known.matrix.shape[1], float(curvature), gap)
-    for u in np.flatnonzero(~settled):
+    # Squares leave relaxations loose: nodes of linear programs would not close what the search has left open.
+    left = ~settled if not curvature else ~settled & (chosen[:, 0] < 0)
+    for u in np.flatnonzero(left):
         user = users.of_user(int(u))
         found = _Found(chosen[u].astype(np.intp))
         if chosen[u, 0] >= 0:
@@ -195,7 +217,9 @@ def solve_direct(
         bound[u] = min(bound[u], found.closed)
     # Slates are summed once more, in the order of rows, and may so be worth a rounding more.
     bound = np.where(impossible, np.nan, np.fmax(bound, objective + users.rounding))
-    return DirectSlates(chosen, chosen[:, 0] >= 0, impossible, objective, bound, rays, solves, users)
+    return DirectSlates(
+        chosen, chosen[:, 0] >= 0, impossible, objective, bound, rays, solves, users, (prices, points)
+    )
 
 
 def _diversity(
