@@ -8,8 +8,9 @@ Generated users with 200 candidates in 18 categories and slates of 10; see ``pee
   its value to everything said anew, in Python, with 1,000 users: slates and certificates of all of them, one
   user's reasons, rules, providers, and the picture. Moves take turns between two explorers with the same
   quotas: one with a weight on diversity (moves of the weight and of a quota), one with a floor on a
-  provider's places (moves of the floor and of a quota). ``slider_ms`` has the median of each kind, and
-  ``weight_beside_floor``, of the weight in an explorer that has both, which is harder.
+  provider's places (moves of the floor and of a quota). ``slider_ms`` has the median and the 95th percentile
+  of each kind, and of two that are harder: ``weight_overlapping`` and ``quota_overlapping``, where items have
+  several categories so that quotas overlap, and ``weight_beside_floor``, where there are both.
 - ``picture_ms``: the picture of the frontier with its mark moved; ``pyplot_ms``: the frontier drawn by pyplot
   and written as PNG, which is what drawing into ``ipywidgets.Output`` does; ``pyplot_over_picture``: how many
   times longer.
@@ -18,7 +19,10 @@ Generated users with 200 candidates in 18 categories and slates of 10; see ``pee
   kernel, to the same; ``browser_pyplot_p50_ms``: from a key press on a slider to the new image of a pyplot
   figure in ``ipywidgets.Output``, on the same page; ``pyplot_over_slider``: how many times longer that is.
   Null where there is no browser, and ``browser_note`` says why.
-- ``frontier_1k_s``, ``frontier_10k_s``: a frontier over 30 weights with quotas, for so many users.
+- ``frontier_1k_s``, ``frontier_10k_s``: a frontier over 30 weights with quotas, for so many users;
+  ``frontier_1k_overlapping_s``, ``frontier_10k_overlapping_s``: the same where quotas overlap.
+- ``conflict_s``: from a floor that cannot be met, beside quotas that overlap, to the least that would settle
+  it, for 1,000 users.
 - ``import_s``: a fresh process that imports ``Explorer`` and ``frontier``; ``first_plot_s``: one that
   has made all that a notebook shows of an explorer of the bundled frontiers. Both are whole processes, the
   least of three.
@@ -46,6 +50,7 @@ import numpy as np
 from peers.generated import MAXIMUMS, MINIMUMS, NAMES, K, generate
 
 from recsys_budget.constraints import CategoryMaximum, CategoryMinimum, Constraint, ProviderMinimum, SlateSize
+from recsys_budget.errors import InfeasibleError
 from recsys_budget.frontiers import Frontier, frontier
 from recsys_budget.rerank import Engagement, EngagementDiversity, Reranker
 from recsys_budget.widgets import Explorer
@@ -68,10 +73,10 @@ def rules(floor: int | None = None) -> list[Constraint]:
     return found if floor is None else [*found, ProviderMinimum(floor, provider="p10")]
 
 
-def users(n: int) -> Any:
+def users(n: int, *, overlapping: bool = False) -> Any:
     """Candidates of so many, and their catalogue."""
     data = generate(n)
-    catalogue = data.catalogue(primary=True)
+    catalogue = data.catalogue(primary=not overlapping)
     return data.frame(catalogue, np.arange(n)), catalogue
 
 
@@ -95,7 +100,7 @@ def took(run: Callable[[], Any]) -> float:
 
 
 def sliders(n_users: int, moves: int) -> dict[str, Any]:
-    """A move in turn of each of four sliders; then some of the weight beside a floor."""
+    """A move in turn of each of four sliders; then of those that are harder."""
     served, low = users(n_users), n_users // 10
     diverse = Explorer(swept(*served, [0.0, 0.2, 0.5]))
     floored = Explorer(swept(*served, None, low))
@@ -115,15 +120,47 @@ def sliders(n_users: int, moves: int) -> dict[str, Any]:
                 found[name].append(spent)
     every = np.concatenate(list(found.values()))
     both = Explorer(swept(*served, [0.2], low))
-    beside = [took(lambda w=w: setattr(both._sliders.weight, "value", w)) for w in np.linspace(0.1, 0.5, 4)]
-    medians = {name: float(np.median(times)) for name, times in found.items()}
+    crossed = Explorer(swept(*users(n_users, overlapping=True), [0.0, 0.2, 0.5]))
+    for name, slider, values in (
+        ("weight_beside_floor", both._sliders.weight, np.linspace(0.1, 0.5, moves)),
+        ("weight_overlapping", crossed._sliders.weight, np.linspace(0.05, 0.75, moves)),
+        ("quota_overlapping", crossed._sliders.rules[quota], counts),
+    ):
+        found[name] = [
+            took(lambda slider=slider, value=value: setattr(slider, "value", value)) for value in values
+        ][1:]
+    each = {
+        name: {"p50": float(np.median(times)), "p95": float(np.percentile(times, 95))}
+        for name, times in found.items()
+    }
     return {
         "slider_p50_ms": float(np.percentile(every, 50)),
         "slider_p95_ms": float(np.percentile(every, 95)),
         "slider_moves": len(every),
-        "slider_ms": medians | {"weight_beside_floor": float(np.median(beside))},
+        "slider_ms": each,
         **pictures(diverse),
     }
+
+
+def conflict(n_users: int) -> float:
+    """Seconds until it is known what a floor that cannot be met would have to give."""
+    table, catalogue = users(n_users, overlapping=True)
+    places, providers = K * n_users, len(set(catalogue.to_frame()["provider"]))
+    impossible = ProviderMinimum(places // providers + 1)
+    reranker = Reranker(EngagementDiversity(0.2), [*rules(), impossible], gap=GAP)
+
+    found: list[InfeasibleError] = []
+
+    def ask() -> None:
+        try:
+            reranker.rerank(table, catalogue, progress=False)
+        except InfeasibleError as error:
+            found.append(error)
+
+    spent = took(ask) / 1000
+    (move,) = [each for each in found[0].conflict.relaxations if each.constraint == impossible]
+    assert move.exact, "prices did not prove that this is the least that settles it"
+    return spent
 
 
 def pictures(explorer: Explorer) -> dict[str, float]:
@@ -289,6 +326,10 @@ def main() -> None:
     for name, n in (("frontier_1k_s", 1000), ("frontier_10k_s", 10_000)):
         served = users(n // scale)
         found[name] = took(lambda served=served: swept(*served, weights)) / 1000
+        crossed = users(n // scale, overlapping=True)
+        key = name.replace("_s", "_overlapping_s")
+        found[key] = took(lambda crossed=crossed: swept(*crossed, weights)) / 1000
+    found["conflict_s"] = conflict(1000 // scale)
     found |= {"import_s": fresh(IMPORTS), "first_plot_s": fresh(FIRST_PLOT)}
     if asked.no_browser:
         found |= {"browser_p50_ms": None, "browser_note": "left out"}

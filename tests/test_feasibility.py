@@ -55,6 +55,7 @@ def example(
                 "cost": rng.integers(1, 9, n_items) / 2.0,
             }
         ),
+        category_names=["A", "B", "C"],
         attributes=("cost",),
     )
     items = np.concatenate([rng.choice(n_items, n, replace=False) for _ in range(n_users)])

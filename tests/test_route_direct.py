@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
+from recsys_budget.rerank.routes import _users
 from recsys_budget.rerank.routes import direct as route
 from recsys_budget.rerank.routes._core import bound_at
 from recsys_budget.rerank.routes._program import Program
@@ -574,3 +575,51 @@ def test_bounds_hold_where_squares_and_rules_leave_the_relaxation_loose(
 def test_squares_that_are_no_diversity_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(SpecificationError):
         replace(generated(1), **change).solve()
+
+
+@pytest.mark.parametrize("look", [None, 0.0, 1.0])
+def test_rows_are_of_a_kind_only_where_they_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, look: float | None
+) -> None:
+    """Whatever they look like by the weights: all alike, or alike by their sums."""
+    if look is not None:
+        monkeypatch.setattr(_users, "_weights", lambda n: np.full(n, look))
+    rng = np.random.default_rng(2)
+    one, other = rng.integers(0, 3, (60, 2)) * 1.0, rng.integers(0, 2, (60, 2)) * 1.0
+    number = _users.kinds(sparse.csr_array(one), sparse.csr_array(other))
+    rows = np.hstack([one, other])
+    same = (rows[:, None] == rows[None]).all(axis=2)
+    assert not ((number[:, None] == number[None]) & ~same).any()
+    if look is None:
+        np.testing.assert_array_equal(number[:, None] == number[None], same)
+    assert _users.kinds(sparse.csr_array((0, 3))).tolist() == []
+    assert len(set(_users.kinds(sparse.csr_array((4, 0))).tolist())) == 1
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.booleans().flatmap(lambda diverse: cases(diverse=diverse)),
+    st.sampled_from([0.0, 1e-3, 0.1]),
+    st.integers(0, 10_000),
+)
+def test_a_warm_start_changes_no_promise(case: Case, gap: float, seed: int) -> None:
+    """Slates and prices of other gains and other bounds: exact or within the gap all the same."""
+    rng = np.random.default_rng(seed)
+    other = replace(
+        case,
+        gains=case.gains * rng.uniform(0.5, 1.5),
+        lower=np.where(rng.random(len(case.lower)) < 0.5, -np.inf, case.lower),
+        upper=np.where(rng.random(len(case.upper)) < 0.5, np.inf, case.upper),
+        linear=None if case.linear is None else 0.5 * case.linear,
+        curvature=0.5 * case.curvature,
+        fixed=np.zeros_like(case.fixed),
+    )
+    check(case, case.solve(gap=gap, nodes=100_000, warm=other.solve(gap=gap)), gap)
+
+
+def test_a_warm_start_of_something_else_is_refused() -> None:
+    case = generated(3)
+    fewer = replace(case, rules=case.rules[:, :8], lower=case.lower[:8], upper=case.upper[:8])
+    for other in (generated(2), replace(case, k=5), fewer, diversified(3, 0.5)):
+        with pytest.raises(SpecificationError, match="warm start"):
+            case.solve(warm=other.solve())

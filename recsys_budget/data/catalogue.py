@@ -201,13 +201,14 @@ def _split(cell: Any, separator: str) -> tuple[str, ...]:
     if cell is None or (isinstance(cell, float) and np.isnan(cell)):
         return ()
     parts = cell.split(separator) if isinstance(cell, str) else list(cell)
-    return tuple(dict.fromkeys(part for part in parts if part))
+    return tuple(dict.fromkeys(str(part) if isinstance(part, str) else part for part in parts if part))
 
 
 def _membership(
     cells: Sequence[Sequence[str]], names: Sequence[str] | None, column: str
 ) -> tuple[tuple[str, ...], sparse.csr_array]:
-    known = tuple(names) if names is not None else tuple(sorted({c for cell in cells for c in cell}))
+    found = sorted({c for cell in cells for c in cell}) if names is None else map(str, names)
+    known = tuple(found)
     position = {name: code for code, name in enumerate(known)}
     indptr = np.zeros(len(cells) + 1, np.int64)
     indices: list[int] = []

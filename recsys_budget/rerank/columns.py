@@ -27,7 +27,6 @@ from recsys_budget.rerank.fast import (
     prices_of_diverse,
     prices_of_sums,
 )
-from recsys_budget.rerank.feasibility import Pool
 from recsys_budget.rerank.integer import Program, solve_highs
 from recsys_budget.rerank.memory import Memory
 from recsys_budget.rerank.question import Outcome, Question
@@ -116,7 +115,7 @@ def solve_columns(question: Question) -> Outcome | None:
         learn(chosen, _keeps(question, chosen))
     prices: NDArray[np.float64] = asked.pop() if asked else np.zeros(len(lower))
     best, best_prices, solves, n_free, failed, found = np.inf, prices, 0, _FREE, 0, None
-    searched = False
+    counted = searched = False
     for _ in range(_ROUNDS):
         # Nothing is paid for bounds that are not there.
         prices = np.where(np.isfinite(np.where(prices > 0.0, upper, lower)), prices, 0.0)
@@ -138,15 +137,18 @@ def solve_columns(question: Question) -> Outcome | None:
         mixture = choosing.mixture()
         if mixture is None:
             break
+        verdict = None
+        if own is not None and mixture.outside and not counted:
+            verdict, counted = memory.pool(population).counted(own, sums), True
         if own is not None and mixture.outside and not new and not searched:
             # Whatever is gained, sums are missed: are there slates that keep to them at all?
-            verdict = Pool(population).verdict(own, sums, question.deadline)
+            verdict, searched = memory.pool(population).verdict(own, sums, question.deadline), True
+        if verdict is not None:
             if verdict.ray is not None:
                 ray = np.array(list(verdict.ray.values()))
                 return contradiction([names[at] for at in sorted(sums.leaned_on(ray))], population)
             if verdict.slates is None:
                 break
-            searched = True
             new = learn(verdict.slates, _keeps(question, verdict.slates))
         near = not mixture.outside and best - mixture.value <= _NEAR * question.gap * abs(best)
         if near or not new:

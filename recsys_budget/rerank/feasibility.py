@@ -79,7 +79,8 @@ class Pool:
         """
         if (sums.lower > -np.inf).sum() + (sums.upper < np.inf).sum() == 0:
             return Verdict(True)
-        self._cheapest(own, sums, np.zeros(len(sums.lower)))
+        if (counted := self.counted(own, sums)) is not None:
+            return counted
         best, best_price = -np.inf, np.zeros(len(sums.lower))
         for _ in range(_ROUNDS):
             if time.monotonic() >= deadline:
@@ -97,9 +98,23 @@ class Pool:
             # What is proven of the best prices can be no more than what is missed.
             if best >= _ENOUGH * missed or not new:
                 break
-        if best > 0.0 and self.weigh(own, sums, best_price)[1]:
-            return Verdict(False, dict(zip(sums.keys, best_price.tolist(), strict=True)))
-        return Verdict(None)
+        return self._disproven(own, sums, best_price) or Verdict(None)
+
+    def counted(self, own: Sums, sums: Sums) -> Verdict | None:
+        """Whether all floors together, or all ceilings, ask for more places than there are; None if not."""
+        for side in (-1.0, 1.0):
+            # At prices that are all alike, slates cost what they cost whatever is in them.
+            price = side / np.maximum(sums.largest, 1e-300)
+            if verdict := self._disproven(own, sums, price):
+                return verdict
+        return None
+
+    def _disproven(self, own: Sums, sums: Sums, price: NDArray[np.float64]) -> Verdict | None:
+        """That no slates keep to the sums, if these prices prove it."""
+        price, *_ = _bounds(sums, price)
+        if not self.weigh(own, sums, price)[1]:
+            return None
+        return Verdict(False, dict(zip(sums.keys, price.tolist(), strict=True)))
 
     def weigh(self, own: Sums, sums: Sums, price: NDArray[np.float64]) -> tuple[float, bool]:
         """How much less the bounds are worth than slates cost at these prices, and whether that is proof."""

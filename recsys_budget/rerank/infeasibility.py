@@ -50,6 +50,7 @@ def find_conflict(
     solver: str | None = None,
     deadline: float = math.inf,
     named: Sequence[str] = (),
+    pool: Pool | None = None,
 ) -> Conflict:
     """Why these users have no slates.
 
@@ -68,6 +69,7 @@ def find_conflict(
         named: Rules about all slates that prices found in conflict. In a population too large for integer
             programs, and beside rules that are no nested quotas, that is where the search starts, and prices
             are what proves.
+        pool: Slates of everybody that are known already.
 
     Raises:
         NumericalError: The rules can be satisfied together after all, or a solver's answer fails a check.
@@ -80,7 +82,7 @@ def find_conflict(
         def ask(tree: LaminarTree) -> Oracle:
             return Oracle(population.offsets, gains, population.items, tree)
 
-        found = by_prices(rules, population, named, ask, deadline, Pool(population))
+        found = by_prices(rules, population, named, ask, deadline, pool or Pool(population))
         if found.certified or time.monotonic() >= deadline:
             return found
     # Rules about all slates, soft ones too, are asked together, and then everybody is said to have no slate.

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.constraints import Population
+from recsys_budget.rerank.feasibility import Pool
 from recsys_budget.rerank.objective import Objective
 from recsys_budget.rerank.routes.direct import DirectSlates
 from recsys_budget.rerank.routes.diverse import Factors
@@ -29,6 +30,7 @@ class Memory:
         self._oracle: Oracle | None = None
         self._prices: dict[tuple[bytes, bytes], float] = {}
         self.slates: list[NDArray[np.int32]] = []
+        self._pool: Pool | None = None
         self._mixed: Sums | None = None
         self._direct: tuple[Sums, DirectSlates] | None = None
 
@@ -69,6 +71,12 @@ class Memory:
         if not self._prices:
             return None
         return np.array([self._prices.get(key, 0.0) for key in sums.keys])
+
+    def pool(self, population: Population) -> Pool:
+        """Slates found while it was asked whether there are any."""
+        if self._pool is None:
+            self._pool = Pool(population)
+        return self._pool
 
     def knows(self, sums: Sums) -> bool:
         """Whether the last answer that mixed slates was about these very sums and bounds."""

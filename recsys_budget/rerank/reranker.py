@@ -258,7 +258,7 @@ class Reranker:
             raise SpecificationError(
                 f"route {route!r} does not take problems of this structure; leave it out"
             )
-        self._require_slates(outcome, table, time_limit, deadline)
+        self._require_slates(outcome, table, memory, time_limit, deadline)
         free = {rule.name: 0.0 for rule, asks_nothing in zip(self._rules, idle, strict=True) if asks_nothing}
         outcome = replace(outcome, prices={**outcome.prices, **free})
         counted = count_violations(self._rules, outcome.chosen, table, outcome.solver)
@@ -365,7 +365,12 @@ class Reranker:
             )
 
     def _require_slates(
-        self, outcome: Outcome, table: Population, time_limit: float | None, deadline: float
+        self,
+        outcome: Outcome,
+        table: Population,
+        memory: Memory,
+        time_limit: float | None,
+        deadline: float,
     ) -> None:
         """Raise unless every user has a slate, saying why not."""
         without = np.flatnonzero((outcome.chosen < 0).all(axis=1))
@@ -379,6 +384,7 @@ class Reranker:
                     solver=self.solver,
                     deadline=deadline,
                     named=outcome.conflict,
+                    pool=memory.pool(table),
                 )
             )
         if len(without):

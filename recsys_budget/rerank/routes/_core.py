@@ -27,6 +27,7 @@ from recsys_budget.rerank.routes._compiled import njit
 FREE, IN, OUT = 0, 1, -1
 # Rounding of a sum over a slate, as a share of the largest value it could have. Rules hold to this.
 ROUNDING = 1e-12
+EPS = 2.0**-52
 # How far below the bound slates are looked for, one after the other.
 SHARES = (1e-3, 1e-2, 1e-1, np.inf)
 # Steps of prices before slates are tried; the whole of a user's slates gets three such turns, a part one.
@@ -160,7 +161,8 @@ def bound_at(rows: Rows, state: NDArray[np.int8], at: At) -> float:
         return -np.inf
     for q in range(slots):
         total += heap[q]
-    return total + ROUNDING * (k * largest + scale)
+    # Each of the sums has at most so many terms, none of them larger in sum than that.
+    return total + (k + len(price) + len(y) + 8) * EPS * (k * largest + scale)
 
 
 @njit
@@ -518,15 +520,20 @@ def _search(
             square += rows.values[p] * rows.values[p]
         largest, longest = max(largest, abs(rows.gain[i])), max(longest, square)
         open_state[0, i] = marks[i]
-    margin = 3.0 * ROUNDING * k * (largest + rows.curvature * k * longest)
+    terms = k + n_rules + len(y) + 8
+    margin = 4.0 * EPS * terms * k * (largest + rows.curvature * k * longest)
     _copy(price, open_price[0])
     _copy(y, open_y[0])
     open_bound[0] = np.inf
     objective, enough, closed, visited, top = -np.inf, -np.inf, -np.inf, 0, 1
     if known:
+        pinned = 0
+        for i in range(n):
+            pinned += marks[i] == IN
         for row in best:
             known = known and marks[row] != OUT
-        if known and _keeps(rows, best, scratch.loads):
+            pinned -= marks[row] == IN
+        if known and pinned == 0 and _keeps(rows, best, scratch.loads):
             objective = worth_of(rows, best, scratch.z)
             enough = objective + max(gap * abs(objective), margin)
     while top > 0:

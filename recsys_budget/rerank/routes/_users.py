@@ -138,20 +138,24 @@ def kinds(*tables: sparse.csr_array) -> NDArray[np.int64]:
     Rows that look the same by a sum with random weights are compared; one that differs from the first of its
     look gets a number of its own.
     """
-    table = sparse.csr_array(sparse.hstack(tables, format="csr")) if len(tables) > 1 else tables[0]
+    table = sparse.csr_array(sparse.hstack(tables, format="csr"))
     table.sort_indices()
     n, sizes = table.shape[0], np.diff(table.indptr)
-    weights = np.random.default_rng(0).random((table.shape[1], 2)) + 0.5
-    looks = np.column_stack([sizes, table @ weights])
-    _, first, number = np.unique(looks, axis=0, return_index=True, return_inverse=True)
-    number = number.ravel()
+    _, first, number = np.unique(table @ _weights(table.shape[1]), return_index=True, return_inverse=True)
     like = first[number]
-    entry = np.repeat(np.arange(n), sizes)
-    other = table.indptr[like[entry]] + np.arange(table.nnz) - table.indptr[entry]
-    # Equal looks have equal sizes, so that every entry has one to be compared with.
-    differs = np.zeros(n, np.bool_)
-    differs[entry[(table.indices != table.indices[other]) | (table.data != table.data[other])]] = True
+    differs = sizes != sizes[like]
+    entry = np.repeat(np.arange(n), np.where(differs, 0, sizes))
+    within = np.arange(len(entry)) - np.repeat(np.cumsum(np.bincount(entry, minlength=n)), sizes * ~differs)
+    own, other = table.indptr[entry + 1] + within, table.indptr[like[entry] + 1] + within
+    differs[entry[(table.indices[own] != table.indices[other]) | (table.data[own] != table.data[other])]] = (
+        True
+    )
     return np.where(differs, len(first) + np.arange(n), number).astype(np.int64)
+
+
+def _weights(n: int) -> NDArray[np.float64]:
+    """Weights by which different rows look different."""
+    return np.random.default_rng(0).random(n) + 0.5
 
 
 def _compressed(table: sparse.csr_array) -> tuple[Any, Any, Any]:
