@@ -32,6 +32,7 @@ _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
 _EXTENSIONS = {"jupyterlab-widgets": "@jupyter-widgets/jupyterlab-manager", "anywidget": "anywidget"}
 _SPOILT = "cannot be imported"
 _NEWS = "@jupyterlab/apputils-extension:announcements"
+_SOON = 3.0  # seconds in which nothing of note was compiled
 _LEAST_GIB, _LEAST_FREE_GIB = 3.5, 1.5
 
 # A second process tries to lock the ledger's file while the first one holds the lock.
@@ -179,6 +180,14 @@ def _numba(machine: Machine) -> Iterator[Finding]:
         yield Finding("numba", "warning", f"does not compile: {_line(error)}", advice)
         return
     yield Finding("numba", "ok" if compiled == 2 else "warning", f"{machine.version('numba')} compiles")
+    warm = machine.load("recsys_budget.rerank.warm")
+    seconds = warm.warm_kernels()
+    if warm.kernels_kept():
+        said = "ready" if seconds < _SOON else f"compiled in {seconds:.0f} s, and kept"
+        yield Finding("numba", "ok", f"the re-ranker's kernels are {said}")
+    else:
+        said = f"kernels are compiled anew each time, which took {seconds:.0f} s: no folder keeps them"
+        yield Finding("numba", "warning", said, "set NUMBA_CACHE_DIR to a folder that can be written to")
 
 
 def _solvers(machine: Machine) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from recsys_budget._extras import extra
 from recsys_budget.errors import RecsysBudgetError, SpecificationError
 from recsys_budget.frontiers import Frontier
 from recsys_budget.privacy import PrivacyLedger
+from recsys_budget.rerank.warm import warm_beside
 from recsys_budget.widgets import panels
 from recsys_budget.widgets.colab import allow_widgets
 from recsys_budget.widgets.operating import Choice, Operation, Result
@@ -296,6 +297,7 @@ class Explorer(widgets.VBox):  # type: ignore[misc]  # ipywidgets ships no types
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget; and for pages without a kernel a picture, and the same in words."""
         allow_widgets()
+        warm_beside()  # whoever looks is about to move something
         view = self._views[self._which.value]
         words = view.words()
         bundle = super()._repr_mimebundle_(**options)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
-from recsys_budget.rerank.routes._compiled import by_blocks
+from recsys_budget.rerank.routes._compiled import by_blocks, over_users, pick
 from recsys_budget.rerank.routes._core import SHARES, At, bound_at, canonical, look_below, search_users
 from recsys_budget.rerank.routes._program import Program
 from recsys_budget.rerank.routes._users import User, Users
@@ -29,6 +29,7 @@ from recsys_budget.rerank.routes.diverse import Factors
 
 STEPS = 20_000  # slates begun, a millisecond or so, before a program is branched on
 BLOCK = 32  # users worked on at a time, whatever the number of threads
+_KERNELS = (bound_at, look_below, canonical)
 # Nodes of the search without programs, and slates begun in each.
 NODES, NODE_STEPS = 200, 500
 
@@ -188,10 +189,10 @@ def solve_direct(
 
     def work(first: int, last: int) -> None:
         allowed = NODES if time.monotonic() < deadline else 1
-        search_users(
-            first, last, users.offsets, users.items, users.of_items, users.least, users.most, users.gain,
-            users.marks, float(gap), allowed, min(NODE_STEPS, STEPS), SHARES, known.matrix.shape[1], chosen,
-            objective, bound, settled, prices, points,
+        over_users(
+            search_users, first, last, len(users.items), users.offsets, users.items, users.of_items,
+            users.least, users.most, users.gain, users.marks, float(gap), allowed, min(NODE_STEPS, STEPS),
+            SHARES, known.matrix.shape[1], chosen, objective, bound, settled, prices, points,
         )  # fmt: skip
 
     by_blocks(work, n_users, block=BLOCK, threads=threads)
@@ -258,15 +259,16 @@ class _Found:
 def _branch(found: _Found, user: User, program: Program, gap: float, nodes: int, deadline: float) -> None:
     """Branch and bound at the prices of linear programs, from the best slate known."""
     rows, scratch = user.rows, user.scratch()
+    bounded, searched, ordered = (pick(kernel, None, len(rows.gain)) for kernel in _KERNELS)
     nothing = rows._replace(gain=np.zeros_like(rows.gain), curvature=0.0)
 
     def look(state: NDArray[np.int8], at: At) -> tuple[float, float, bool]:
         """Search a node: its bound, the bound on what was ruled out, and whether that is all of it."""
-        bound = bound_at(rows, state, at)
+        bound = bounded(rows, state, at)
         if bound == -np.inf:
             return bound, bound, True
         scratch.best[:] = found.slate
-        found.objective, closed, complete = look_below(
+        found.objective, closed, complete = searched(
             rows, state, at, scratch, bound, gap, STEPS, SHARES, found.objective
         )
         found.slate = scratch.best.copy()
@@ -287,7 +289,7 @@ def _branch(found: _Found, user: User, program: Program, gap: float, nodes: int,
         if ray is not None:
             for sign in (1.0, -1.0):
                 at = user.at(sign * ray)
-                if bound_at(nothing, state, at) < 0.0:
+                if bounded(nothing, state, at) < 0.0:
                     found.ray = at.price if found.solves == 1 else None
                     break
             else:
@@ -310,5 +312,5 @@ def _branch(found: _Found, user: User, program: Program, gap: float, nodes: int,
             stack.append((child, bound))
     if found.objective > -np.inf:
         scratch.best[:] = found.slate
-        found.objective = canonical(rows, user.marks, scratch)
+        found.objective = ordered(rows, user.marks, scratch)
         found.slate = scratch.best.copy()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
-from recsys_budget.rerank.routes._compiled import by_blocks
+from recsys_budget.rerank.routes._compiled import by_blocks, over_users
 from recsys_budget.rerank.routes._search import Quotas, Rows, search_users
 from recsys_budget.rerank.routes.laminar import LaminarTree
 
@@ -157,9 +157,9 @@ def solve_diverse(
 
     def work(first: int, last: int) -> None:
         allowed = nodes if time.monotonic() < deadline else 1
-        search_users(
-            first, last, offsets, rows, gain, marks, of_items, quotas, float(gap), allowed, TRIES,
-            factors.shape[1], chosen, objective, bound, visited,
+        over_users(
+            search_users, first, last, len(rows), offsets, rows, gain, marks, of_items, quotas, float(gap),
+            allowed, TRIES, factors.shape[1], chosen, objective, bound, visited,
         )  # fmt: skip
 
     if not tree.contradictory:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from recsys_budget.rerank.routes._compiled import COMPILED, njit
+from recsys_budget.rerank.routes._compiled import COMPILED, njit, pick
 from recsys_budget.rerank.routes.answers import BestSlates
 from recsys_budget.rerank.routes.rows import PopulationRows
 
@@ -204,7 +204,9 @@ def _step(
     diagonal, (low, high) = curvature.diagonal(), limits
     floor = 1e-6 * float(diagonal.max(initial=0.0)) + 1e-12
     step, product = np.zeros_like(diagonal), np.zeros_like(diagonal)
-    _descend(
+    # A sweep costs about as much for an entry as a slate does for a candidate.
+    descend = pick(_descend, None, _SWEEPS * len(curvature.data))
+    descend(
         curvature.indptr, curvature.indices, curvature.data, np.maximum(diagonal, floor), point.loads,
         point.prices, np.maximum(low, point.prices - radius / rows.scale),
         np.minimum(high, point.prices + radius / rows.scale), rows.lower, rows.upper, 1.0 / rows.scale,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recsys_budget.errors import SpecificationError
-from recsys_budget.rerank.routes._compiled import by_blocks, njit
+from recsys_budget.rerank.routes._compiled import by_blocks, njit, over_users
 from recsys_budget.rerank.routes.laminar import LaminarTree
 
 BLOCK = 256  # users worked on at a time, whatever the number of threads
@@ -114,9 +114,9 @@ def solve_exposure(
     gain = np.ascontiguousarray(gains, np.float64)
 
     def work(first: int, last: int) -> None:
-        _solve(
-            first, last, offsets, gain, rows, group, least, most, places, tree.leaf_of_item, tree.parent,
-            tree.lower, tree.upper, tree.reserved, rankings, figures, solves,
+        over_users(
+            _solve, first, last, len(rows), offsets, gain, rows, group, least, most, places,
+            tree.leaf_of_item, tree.parent, tree.lower, tree.upper, tree.reserved, rankings, figures, solves,
         )  # fmt: skip
 
     if not tree.contradictory:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_budget.errors import SpecificationError
-from recsys_budget.rerank.routes._compiled import COMPILED, by_blocks, njit
+from recsys_budget.rerank.routes._compiled import COMPILED, by_blocks, njit, pick
 
 BLOCK = 4096  # users worked on at a time, whatever the number of threads
 
@@ -162,7 +162,8 @@ def solve_laminar(
     weights = np.ones(k) if discount is None else place_weights(discount, k)
     if not tree.contradictory:
         marks = np.zeros(0, np.int8) if fixed is None else np.ascontiguousarray(fixed, np.int8)
-        greedy = _greedy_compiled if COMPILED else greedy_numpy
+        kernel = pick(_greedy, greedy_numpy, len(items)) if COMPILED else greedy_numpy
+        greedy = _greedy_compiled if kernel is _greedy else kernel
 
         def work(first: int, last: int) -> None:
             greedy(

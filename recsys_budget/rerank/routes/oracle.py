@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes import _exchange, _exchange_numpy
-from recsys_budget.rerank.routes._compiled import COMPILED, by_blocks
+from recsys_budget.rerank.routes._compiled import COMPILED, by_blocks, pick
 from recsys_budget.rerank.routes.answers import (
     Exchanges,
     Priced,
@@ -144,12 +144,10 @@ class Oracle:
         users = users[self._margin[users] <= within]
         parts: dict[int, tuple[NDArray[Any], ...]] = {}
         facts = self._facts(self.tree, self._prices)
-        kernels = _exchange if COMPILED else _exchange_numpy
+        exchanges = self._kernel("exchanges")
 
         def work(first: int, last: int) -> None:
-            parts[first] = kernels.exchanges(
-                users[first:last], *facts, self.chosen, self.numbers, within, share
-            )
+            parts[first] = exchanges(users[first:last], *facts, self.chosen, self.numbers, within, share)
 
         by_blocks(work, len(users), block=BLOCK, threads=self.threads)
         none = np.zeros(0, np.int64)
@@ -238,7 +236,7 @@ class Oracle:
         users = self.sample(every)
         tree = self.tree
         count = self._count(self._items[users])
-        kernels = _exchange if COMPILED else _exchange_numpy
+        best = self._kernel("best")
         whole = self._tally(users, self._items, self._gain, prices, units).value
         found = []
         for other in trees:
@@ -254,7 +252,7 @@ class Oracle:
             facts = (*table, *self._facts(other, prices, marks)[3:])
             chosen, items = self.chosen[some], np.zeros((len(some), tree.k), np.int32)
             gain, here = np.zeros(len(some)), np.arange(len(some))
-            kernels.best(here, *facts, chosen, items, gain, np.zeros(len(some)))
+            best(here, *facts, chosen, items, gain, np.zeros(len(some)))
             found.append(value + self._tally(here, items, gain, prices, units).value)
         return found
 
@@ -308,10 +306,10 @@ class Oracle:
         """Make the slates of these users the best at the present prices."""
         stale = users[self._margin[users] <= 0.0]
         facts = self._facts(self.tree, self._prices)
-        kernels = _exchange if COMPILED else _exchange_numpy
+        best = self._kernel("best")
 
         def work(first: int, last: int) -> None:
-            kernels.best(stale[first:last], *facts, self.chosen, self._items, self._gain, self._margin)
+            best(stale[first:last], *facts, self.chosen, self._items, self._gain, self._margin)
 
         by_blocks(work, len(stale), block=BLOCK, threads=self.threads)
 
@@ -326,12 +324,12 @@ class Oracle:
         counts = np.zeros((max(1, len(self.discount)), len(prices)), np.int64)
         sums = [0, 0]
         lock = threading.Lock()
-        kernels = _exchange if COMPILED else _exchange_numpy
+        tally = self._kernel("tally")
 
         def work(first: int, last: int) -> None:
             some = users[first:last]
             part, value = np.zeros_like(counts), np.zeros(len(some))
-            kernels.tally(some, items, gain, self.discount, prices, value, part)
+            tally(some, items, gain, self.discount, prices, value, part)
             up = int(np.ceil(value / units[0]).astype(np.int64).sum())
             near = int(np.rint(gain[some] / units[1]).astype(np.int64).sum())
             with lock:
@@ -341,6 +339,10 @@ class Oracle:
 
         by_blocks(work, len(users), block=8 * BLOCK, threads=self.threads)
         return Sums(sums[0], sums[1], counts, len(users))
+
+    def _kernel(self, name: str) -> Callable[..., Any]:
+        twin: Callable[..., Any] = getattr(_exchange_numpy, name)
+        return pick(getattr(_exchange, name), twin, len(self.items)) if COMPILED else twin
 
     def _facts(
         self, tree: LaminarTree, prices: NDArray[np.float64], marks: NDArray[np.int8] | None = None
