@@ -451,3 +451,18 @@ sys.exit(main(["doctor", "--json", "--folder", sys.argv[1]]))
     assert any("numpy" in words and "cannot be imported" in words for words in broken)
     assert "the network" not in done.stdout
     assert [one for one in told["findings"] if one["check"] == "memory"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept", "status", "said"),
+    [
+        (0.3, True, "ok", "kernels are ready"),
+        (22.0, True, "ok", "compiled in 22 s, and kept"),
+        (22.0, False, "warning", "compiled anew each time, which took 22 s"),
+    ],
+)
+def test_kernels_are_compiled_before_the_lesson(tmp_path, seconds, kept, status, said):
+    warm = SimpleNamespace(warm_kernels=lambda: seconds, kernels_kept=lambda: kept)
+    (_, finding) = findings(tmp_path, "numba", modules={"recsys_budget.rerank.warm": warm})
+    assert (finding.status, said in finding.found) == (status, True)
+    assert ("NUMBA_CACHE_DIR" in finding.advice) == (not kept)

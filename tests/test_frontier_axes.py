@@ -232,7 +232,7 @@ def test_a_band_is_the_lowest_and_the_highest_run(split, rules, runs, reranked):
     users = np.mean([ranking_metrics(one, split.held_out, ("recall@5",)) for one in lists], axis=0)
     assert banded.frame["standard_error"].iloc[0] == pytest.approx(users.std(ddof=1) / np.sqrt(len(users)))
     assert "Mean of 3 private runs" in banded.note
-    assert "cost their sum" in banded.note
+    assert "cost up to their sum" in banded.note
     assert banded.against("provider_gini").band == ("low", "high")
     if reranked:
         assert banded.against("epsilon", "engagement").band is None

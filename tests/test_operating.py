@@ -18,6 +18,7 @@ from recsys_budget.data import (
     hold_out_users,
     make_interactions,
 )
+from recsys_budget.errors import SpecificationError
 from recsys_budget.frontiers import Frontier, frontier
 from recsys_budget.rerank import EngagementDiversity, Prepared, Reranker
 from recsys_budget.widgets.operating import Choice, Operation
@@ -242,3 +243,37 @@ def test_each_epsilon_has_slates_of_its_own(solved) -> None:
     other = operation.answer(replace(weighted, epsilon=1.0))
     assert len(solved) == 1
     assert other.certificate is not made[1].points[1].certificate
+
+
+def test_the_re_ranker_that_has_all_that_is_swept_is_the_one_that_is_moved() -> None:
+    """Whatever the order of the frontiers: a point of each can be chosen."""
+    candidates, catalogue = setting()
+    floor = ProviderMinimum(2)
+    more = Reranker(EngagementDiversity(0.3), (*RULES, floor), gap=1e-6)
+    weights = swept(candidates, catalogue, "diversity", [0.0, 0.4])
+    floors = swept(candidates, catalogue, floor.name, [0, 2], more)
+    for frontiers in ((weights, floors), (floors, weights)):
+        operation = Operation(frontiers)
+        assert operation.reranker == more
+        for each in frontiers:
+            choice = operation.at(each, 0, operation.start())
+            assert set(choice.numbers) == set(operation.numbers())
+            assert operation.answer(choice).slates is not None
+
+
+def test_frontiers_of_which_none_has_all_that_is_swept_are_refused() -> None:
+    candidates, catalogue = setting()
+    floor = ProviderMinimum(2)
+    one = swept(candidates, catalogue, RULES[1].name, [0, 1])
+    other = swept(
+        candidates,
+        catalogue,
+        floor.name,
+        [0, 2],
+        Reranker(EngagementDiversity(0.3), (RULES[0], RULES[2], floor)),
+    )
+    with pytest.raises(SpecificationError) as caught:
+        Operation((one, other))
+    assert RULES[1].name in str(caught.value)
+    assert floor.name in str(caught.value)
+    assert "a floor of 0" in str(caught.value)

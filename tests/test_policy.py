@@ -258,3 +258,17 @@ def test_every_kind_says_which_way_its_numbers_point() -> None:
     for name, kind in KINDS.items():
         if name not in ("SlateSize", "Pin", "Block"):
             assert kind.tighter, name
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "row"),
+    [
+        ("policy: x\nconstraints:\n- kind: [1,\n", "- kind: [1,", 3),
+        ("policy: 'x\n\n\n", "policy: 'x", 1),
+    ],
+)
+def test_a_file_that_ends_too_early_is_quoted_where_it_last_says_something(text, said, row):
+    with pytest.raises(DataError) as caught:
+        Policy.from_yaml(text)
+    assert repr(said) in str(caught.value)
+    assert f"row {row}" in str(caught.value)

@@ -416,4 +416,12 @@ class _Reader:
             return DataError(message, path=self._path)
         lines = self._text.splitlines()
         quoted = lines[line].strip()[:100] if line < len(lines) else ""
-        return DataError(f"{message}. The line says: {quoted!r}", path=self._path, line=line + 1)
+        if quoted:
+            return DataError(f"{message}. The line says: {quoted!r}", path=self._path, line=line + 1)
+        # What is missing is noticed after the last line that says anything.
+        last = max((at for at, each in enumerate(lines[:line]) if each.strip()), default=None)
+        if last is None:
+            return DataError(f"{message}. The file is empty up to there", path=self._path, line=line + 1)
+        quoted = lines[last].strip()[:100]
+        said = f"{message}. It was noticed after the last line before it, which says: {quoted!r}"
+        return DataError(said, path=self._path, line=last + 1)

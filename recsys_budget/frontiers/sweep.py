@@ -46,7 +46,8 @@ def frontier(
       or of their slates where there is a re-ranker. It is **not private**: it reads those users' data without
       spending. With repetitions of the training, each with noise of its own, it is the mean over runs, with
       a band from the lowest run to the highest. The band is what was seen, and no interval of confidence.
-      Each run that reads the same people's data is paid for on its own, and together they cost the sum.
+      Each run that reads the same people's data is paid for on its own, and together they cost at most the
+      sum.
     * ``"diversity"``: the weight on diversity against engagement. The bounds of all points together bound
       every trade-off between the two, swept or not.
     * the name of a rule of the re-ranker: the number that says how much it asks. This is the
@@ -269,8 +270,8 @@ def _over_epsilon(
     if len(runs) > 1:
         note = (
             f"Mean of {len(runs)} private runs, and a band from the lowest to the highest; runs on the same "
-            "people's data are paid for one by one, and cost their sum. Accuracy measured on held-out users "
-            "(not private). Slates are those of the first run"
+            "people's data are paid for one by one, and cost up to their sum. Accuracy measured on held-out "
+            "users (not private). Slates are those of the first run"
         )
     return Frontier(
         pd.DataFrame(rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from recsys_budget.constraints import Constraint, Soft
 from recsys_budget.constraints.base import hard_part
 from recsys_budget.errors import DataError, InfeasibleError, SpecificationError
 from recsys_budget.frontiers import Frontier, Point
-from recsys_budget.frontiers.basis import DIVERSITY
+from recsys_budget.frontiers.basis import DIVERSITY, Basis
 from recsys_budget.frontiers.figures import figures
 from recsys_budget.rerank import (
     Certificate,
@@ -106,8 +106,7 @@ class Operation:
         if len(paths) > 1:
             raise SpecificationError("these are two frontiers over epsilon; give one")
         self.frontiers, self.path = frontiers, (paths[0] if paths else None)
-        # The first basis that is no sweep of epsilon has the objective that is weighed.
-        self.basis = next((f.basis for f in frontiers if f is not self.path and f.basis), known[0])
+        self.basis = _asks_all(frontiers, self.path) or known[0]
         assert self.basis.reranker is not None
         self.reranker = self.basis.reranker
         self.catalogue = self.basis.catalogue
@@ -399,6 +398,33 @@ def _native(candidates: Any) -> Any:
     if isinstance(candidates, Scores):
         return candidates
     return nw.from_native(candidates, eager_only=True).to_pandas()
+
+
+def _asks_all(frontiers: Sequence[Frontier], path: Frontier | None) -> Basis | None:
+    """The first basis that has every weight and rule that the frontiers sweep; None where only epsilon is.
+
+    Raises:
+        SpecificationError: None has them all.
+    """
+    swept = [frontier for frontier in frontiers if frontier is not path and frontier.basis is not None]
+    lacking = []
+    for frontier in swept:
+        basis = frontier.basis
+        assert basis is not None
+        assert basis.reranker is not None
+        there = {rule.name for rule in basis.reranker.constraints}
+        if isinstance(basis.reranker.objective, EngagementDiversity):
+            there.add(DIVERSITY)
+        missing = [other.swept for other in swept if other.swept not in there]
+        if not missing:
+            return basis
+        lacking.append(f"the re-ranker of the frontier over {frontier.swept!r} has no {missing[0]!r}")
+    if lacking:
+        raise SpecificationError(
+            f"{'; '.join(lacking)}. Sliders move one re-ranker: give one of the frontiers a re-ranker with "
+            "all that is swept, a floor of 0 for a rule that is not to ask anything, or explore them apart"
+        )
+    return None
 
 
 def _items_of(slates: pd.DataFrame, user: str) -> list[str]:
