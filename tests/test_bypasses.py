@@ -38,6 +38,7 @@ from recsys_budget.privacy import (
 from recsys_budget.training import _opacus as opacus_module
 from recsys_budget.training import train_private
 from recsys_budget.training._opacus import PrivateStep
+from recsys_budget.training.allowed import RowGraph
 
 ITEMS, USERS, STEPS = 10, 50, 6
 BUDGET = PrivacyBudget(3.0, 1e-5)
@@ -203,6 +204,28 @@ def test_two_engines_at_the_same_time(reservation):
     for thread in threads:
         thread.join()
     assert sum(run.steps for run in runs) == sum(source.releases for source in sources) == STEPS
+
+
+def test_a_module_is_traced_while_another_is_trained(reservation, noise):
+    """Tracing changes what calling a module means, for every thread: the other training must not notice."""
+    over, faults = threading.Event(), []
+
+    def trace():
+        while not over.is_set():
+            try:
+                RowGraph(linear())
+            except Exception as error:
+                faults.append(error)
+
+    tracing = threading.Thread(target=trace)
+    tracing.start()
+    try:
+        run = train(reservation, noise)
+    finally:
+        over.set()
+        tracing.join()
+    assert run.steps == STEPS
+    assert not faults
 
 
 def test_two_engines_one_inside_the_other(noise, reservation):

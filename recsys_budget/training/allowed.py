@@ -15,6 +15,7 @@ alone, which is all that the formulas for its norms assume.
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -131,7 +132,7 @@ class RowGraph:
         ]
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor, list[Use]]:
-        """Run the graph.
+        """Run the graph; not while another thread traces a module.
 
         Args:
             rows: Shape ``(batch, n)``.
@@ -140,6 +141,10 @@ class RowGraph:
             Outputs ``(batch, m)``; which rows are usable ``(batch,)``: those of which no value on the way is
             beyond what norms can be computed of; and the uses of layers with parameters.
         """
+        with _ALONE:
+            return self._run(rows)
+
+    def _run(self, rows: Tensor) -> tuple[Tensor, Tensor, list[Use]]:
         values: dict[fx.Node, Any] = {}
         uses: list[Use] = []
         usable = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
@@ -163,6 +168,10 @@ class RowGraph:
         raise AssertionError("a graph ends with its output")
 
 
+# torch.fx traces by changing what calling a module means, for every thread of the process.
+_ALONE = threading.RLock()
+
+
 class _Tracer(fx.Tracer):
     """Looks into sequences and modules of the user's own; every other module of torch is a layer."""
 
@@ -176,7 +185,8 @@ def _traced(module: nn.Module) -> fx.Graph:
     modes = {part: part.training for part in module.modules()}
     module.train()
     try:
-        return _Tracer().trace(module)
+        with _ALONE:
+            return _Tracer().trace(module)
     except Exception as error:  # whatever a user's forward raises
         raise SpecificationError(
             f"the forward of a {type(module).__name__} cannot be read as a graph ({error}). Let it take one "
