@@ -305,6 +305,7 @@ Explorer(path, *others, ledger=PrivacyLedger(PrivacyBudget(8.0, 1e-6)), spend=la
             "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
         )
         page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+        page.wait_for_selector("#jupyterlab-splash", state="detached")  # a curtain while the theme loads
         shoot(page, name)
         assert barriers(page) == []
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(warm, "_begun", threading.Event())
     monkeypatch.setattr(warm.subprocess, "Popen", begin)
+    kept = SimpleNamespace(stats=SimpleNamespace(cache_path="/somewhere"), signatures=[])
+    monkeypatch.setattr(warm, "_LAST", (kept,))
     return made
 
 
@@ -136,6 +139,17 @@ def test_one_process_compiles_beside_this_one(monkeypatch: pytest.MonkeyPatch, c
 
 def test_nobody_compiles_what_is_there(monkeypatch: pytest.MonkeyPatch, children: list[Any]) -> None:
     monkeypatch.setattr(warm, "kernels_ready", lambda: True)
+    warm.warm_beside()
+    assert not children
+    assert Patience.allowed == 3.0
+
+
+@needs_numba
+def test_nobody_compiles_for_others_where_no_folder_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, children: list[Any]
+) -> None:
+    unkept = SimpleNamespace(stats=SimpleNamespace(cache_path=None), signatures=[])
+    monkeypatch.setattr(warm, "_LAST", (unkept,))
     warm.warm_beside()
     assert not children
     assert Patience.allowed == 3.0

@@ -64,6 +64,8 @@ def warm_beside() -> None:
     """
     if _begun.is_set() or kernels_ready() or not sys.executable:
         return
+    if any(kernel.stats.cache_path is None for kernel in _LAST):
+        return  # no folder keeps what another process compiles
     _begun.set()
     try:
         beside = subprocess.Popen(
