@@ -15,7 +15,14 @@ from recsys_budget.data import ItemCatalogue
 from recsys_budget.rerank.objective import Engagement, EngagementDiversity, Objective
 from recsys_budget.rerank.reranker import Reranker
 from recsys_budget.rerank.routes import _core, _exchange, _search
-from recsys_budget.rerank.routes._compiled import COMPILED, Patience, compiling, is_kept, is_ready
+from recsys_budget.rerank.routes._compiled import (
+    COMPILED,
+    Patience,
+    can_be_kept,
+    compiling,
+    is_kept,
+    is_ready,
+)
 
 # What is compiled longest, route by route; each comes after what it calls.
 _LAST = (_core.search_users, _search.search_users, _exchange.exchanges)
@@ -64,7 +71,7 @@ def warm_beside() -> None:
     """
     if _begun.is_set() or kernels_ready() or not sys.executable:
         return
-    if any(kernel.stats.cache_path is None for kernel in _LAST):
+    if not all(can_be_kept(kernel) for kernel in _LAST):
         return  # no folder keeps what another process compiles
     _begun.set()
     try:

@@ -114,13 +114,19 @@ def interpreted(kernel: Any) -> Callable[..., Any]:
     return twin
 
 
+def can_be_kept(kernel: Any) -> bool:
+    """Whether there is a folder for machine code of this kernel."""
+    return COMPILED and kernel.stats.cache_path is not None
+
+
 def is_kept(kernel: Any) -> bool:
     """Whether numba keeps machine code of this kernel from before, as its files are named."""
+    if not can_be_kept(kernel):
+        return False
     function = kernel.py_func
-    kept = Path(kernel.stats.cache_path or ".")
     named = f"*{function.__qualname__}-{function.__code__.co_firstlineno}.*.nbi"
     try:
-        return kernel.stats.cache_path is not None and next(kept.glob(named), None) is not None
+        return next(Path(kernel.stats.cache_path).glob(named), None) is not None
     except OSError:
         return False
 
