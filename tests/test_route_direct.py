@@ -536,7 +536,7 @@ def test_any_prices_bound_every_slate(make: Callable[[int], Case]) -> None:
             within = [v for s, v in possible.items() if (state[list(s)] >= 0).all() and kept[0] in s]
             price = rng.normal(size=4) * rng.choice([0.01, 0.3, 3.0])
             at = user.at(price, 5.0 * rng.random(user.factors.shape[1]))
-            bound = bound_at(user.rows, state, at)
+            bound = bound_at(user.rows, state, np.flatnonzero(state >= 0), at)
             price = at.price
             assert np.isfinite(np.where(price > 0, alone.upper, alone.lower)[price != 0.0]).all()
             assert bound >= max(within)

@@ -271,7 +271,7 @@ def elsewhere(ledger: PrivacyLedger, mechanism: GaussianMechanism) -> int:
 
 
 # A point of lab 3 that keeps all promises, and words for it; REACHED is the best measured diversity.
-ENOUGH, WEIGHT, REACHED = 4, 0.35, 0.795
+ENOUGH, WEIGHT, REACHED = 4, 0.3, 0.803
 OWN_ALONE = "Even the worst run has a recall of 0.309 there, which is enough for what we want to promise."
 BECAUSE = f"{OWN_ALONE} Half of that epsilon would leave 0.299."
 

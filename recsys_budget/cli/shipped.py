@@ -20,8 +20,7 @@ from recsys_budget.rerank import EngagementDiversity, Reranker
 EPSILONS, RUNS = (0.5, 1.0, 2.0, 4.0, 8.0), 5
 USERS, CANDIDATES, METRIC = 100, 150, "recall@10"
 WEIGHTS, FLOORS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7), range(0, 17, 2)
-# A gap that is good enough to look at, and quick under a slider.
-GAP = 0.01
+GAP = 0.001
 # Scores lie between 0 and about 1. With three decimals the file is small, and machines that differ in the
 # last bits of a float make the same one.
 _DECIMALS = 3

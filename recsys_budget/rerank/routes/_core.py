@@ -47,6 +47,7 @@ class Rows(NamedTuple):
     starts: NDArray[np.int64]
     columns: NDArray[np.int32]
     values: NDArray[np.float64]
+    norms: NDArray[np.float64]  # lengths of the rows of factors
     least: NDArray[np.float64]
     most: NDArray[np.float64]
     curvature: float
@@ -71,6 +72,7 @@ class Scratch(NamedTuple):
     """Working arrays of one user."""
 
     state: NDArray[np.int8]
+    active: NDArray[np.intp]  # rows that are not out, ascending
     seen: NDArray[np.int64]  # in how many slates of this node a row was
     inside: NDArray[np.bool_]
     loads: NDArray[np.float64]
@@ -104,11 +106,11 @@ def _level(rows: Rows, y: NDArray[np.float64], near: NDArray[np.float64]) -> flo
 
 
 @njit
-def bound_at(rows: Rows, state: NDArray[np.int8], at: At) -> float:
+def bound_at(rows: Rows, state: NDArray[np.int8], active: NDArray[np.intp], at: At) -> float:
     """Bound on the worth of all slates of a node, rounding included; -inf where it has none.
 
-    Writes weights and the best slate; of rows worth the same the earliest are chosen. Prices that point at
-    an infinite bound are set to 0.
+    Writes weights of active rows and the best slate; of rows worth the same the earliest are chosen. Prices
+    that point at an infinite bound are set to 0.
     """
     price, y, weight, slate, heap = at.price, at.y, at.weight, at.slate, at.heap
     k, total, scale = len(slate), 0.0, 0.0
@@ -124,13 +126,13 @@ def bound_at(rows: Rows, state: NDArray[np.int8], at: At) -> float:
         for j in range(len(y)):
             scale += rows.curvature * (y[j] * y[j] + (y[j] - at.near[j]) ** 2)
     slots = k
-    for i in range(len(weight)):
+    for i in active:
         if state[i] == IN:
             slots -= 1
     filled, last, largest = 0, slots, 0.0
     if slots < 0:
         return -np.inf
-    for i in range(len(weight)):
+    for i in active:
         paid, along = 0.0, 0.0
         for p in range(rows.rule_starts[i], rows.rule_starts[i + 1]):
             paid += price[rows.rules[p]] * rows.amounts[p]
@@ -196,7 +198,9 @@ def _keeps(rows: Rows, slate: NDArray[np.intp], loads: NDArray[np.float64]) -> b
 
 
 @njit
-def _improve(rows: Rows, state: NDArray[np.int8], scratch: Scratch, least_gain: float) -> float:
+def _improve(
+    rows: Rows, state: NDArray[np.int8], active: NDArray[np.intp], scratch: Scratch, least_gain: float
+) -> float:
     """Make the best exchange of one row of ``best`` for a free one until none gains that much; the worth.
 
     With f the factors, exchanging a for b gains ``worth[b] - lost(a) + 2 curvature f_a.f_b``.
@@ -213,7 +217,7 @@ def _improve(rows: Rows, state: NDArray[np.int8], scratch: Scratch, least_gain: 
         for row in slate:
             for p in range(rows.starts[row], rows.starts[row + 1]):
                 z[rows.columns[p]] += rows.values[p]
-        for i in range(len(worth)):
+        for i in active:
             along = 0.0
             for p in range(rows.starts[i], rows.starts[i + 1]):
                 along += (2.0 * z[rows.columns[p]] + rows.values[p]) * rows.values[p]
@@ -226,10 +230,13 @@ def _improve(rows: Rows, state: NDArray[np.int8], scratch: Scratch, least_gain: 
             # Without the row, the sum of factors is what exchanges are measured from.
             for p in range(rows.starts[leaving], rows.starts[leaving + 1]):
                 lost -= curvature * (2.0 * z[rows.columns[p]] - rows.values[p]) * rows.values[p]
-            for i in range(len(worth)):
-                if inside[i] or state[i] == OUT:
+            for i in active:
+                if inside[i]:
                     continue
                 gained, a, b = worth[i] - lost, rows.starts[leaving], rows.starts[i]
+                # No product is larger than that of the lengths.
+                if gained + 2.0 * curvature * rows.norms[leaving] * rows.norms[i] <= best:
+                    continue
                 while a < rows.starts[leaving + 1] and b < rows.starts[i + 1]:
                     if rows.columns[a] == rows.columns[b]:
                         gained += 2.0 * curvature * rows.values[a] * rows.values[b]
@@ -297,8 +304,8 @@ def _by_weight(free: NDArray[np.intp], weight: NDArray[np.float64]) -> None:
 
 @njit
 def look_below(
-    rows: Rows, state: NDArray[np.int8], at: At, scratch: Scratch, bound: float, gap: float, steps: int,
-    shares: tuple[float, ...], objective: float,
+    rows: Rows, state: NDArray[np.int8], active: NDArray[np.intp], at: At, scratch: Scratch, bound: float,
+    gap: float, steps: int, shares: tuple[float, ...], objective: float,
 ) -> tuple[float, float, bool]:  # fmt: skip
     """Try the slates of a node by falling priced gain, each level of ``shares`` deeper below the bound.
 
@@ -308,8 +315,8 @@ def look_below(
     weight, slate = at.weight, scratch.best
     k, n_rules = len(slate), len(rows.least)
     taken_rows, n_fixed = np.empty(k, np.intp), 0
-    free, n, largest = np.empty(len(weight), np.intp), 0, 0.0
-    for i in range(len(weight)):
+    free, n, largest = np.empty(len(active), np.intp), 0, 0.0
+    for i in active:
         largest = max(largest, abs(rows.gain[i]))
         if state[i] == IN:
             taken_rows[n_fixed] = i
@@ -447,10 +454,12 @@ def _step(rows: Rows, at: At, scratch: Scratch, far: float) -> bool:
 
 
 @njit
-def _settle(rows: Rows, at: At, scratch: Scratch, bound: float, enough: float, closed: float) -> float:
+def _settle(
+    active: NDArray[np.intp], at: At, scratch: Scratch, bound: float, enough: float, closed: float
+) -> float:
     """Settle rows whose entry or exit leaves no more than enough; the bound on what that rules out."""
     state, inside, weight, slots = scratch.state, scratch.inside, at.weight, len(at.slate)
-    for i in range(len(state)):
+    for i in active:
         inside[i] = False
         if state[i] == IN:
             slots -= 1
@@ -459,16 +468,27 @@ def _settle(rows: Rows, at: At, scratch: Scratch, bound: float, enough: float, c
     for q in range(slots):
         inside[at.slate[q]] = True
     lightest, heaviest = at.heap[0], -np.inf
-    for i in range(len(state)):
+    for i in active:
         if state[i] == FREE and not inside[i]:
             heaviest = max(heaviest, weight[i])
-    for i in range(len(state)):
+    for i in active:
         if state[i] == FREE:
             other = bound - (weight[i] - heaviest if inside[i] else lightest - weight[i])
             if other <= enough:
                 state[i] = IN if inside[i] else OUT
                 closed = max(closed, other)
     return closed
+
+
+@njit
+def _activate(state: NDArray[np.int8], active: NDArray[np.intp]) -> int:
+    """Write which rows are not out; how many these are."""
+    n = 0
+    for i in range(len(state)):
+        if state[i] != OUT:
+            active[n] = i
+            n += 1
+    return n
 
 
 @njit
@@ -515,13 +535,10 @@ def _search(
     open_price, open_y = np.empty((deep, n_rules)), np.empty((deep, len(scratch.z)))
     largest, longest = 0.0, 0.0
     for i in range(n):
-        square = 0.0
-        for p in range(rows.starts[i], rows.starts[i + 1]):
-            square += rows.values[p] * rows.values[p]
-        largest, longest = max(largest, abs(rows.gain[i])), max(longest, square)
+        largest, longest = max(largest, abs(rows.gain[i])), max(longest, rows.norms[i])
         open_state[0, i] = marks[i]
     terms = k + n_rules + len(y) + 8
-    margin = 4.0 * EPS * terms * k * (largest + rows.curvature * k * longest)
+    margin = 4.0 * EPS * terms * k * (largest + rows.curvature * k * longest * longest)
     _copy(price, open_price[0])
     _copy(y, open_y[0])
     open_bound[0] = np.inf
@@ -547,6 +564,7 @@ def _search(
         visited += 1
         for i in range(n):
             state[i], scratch.seen[i] = open_state[top, i], 0
+        active = scratch.active[: _activate(state, scratch.active)]
         _copy(open_price[top], low.price)
         _copy(open_y[top], low.y)
         tried, aim = 0, AIM
@@ -555,7 +573,7 @@ def _search(
             _copy(low.y, at.y)
             lowest, idle = np.inf, 0
             for _ in range(PRICED):
-                here = bound_at(rows, state, at)
+                here = bound_at(rows, state, active, at)
                 if here == -np.inf:
                     done = True  # nothing is left but what was ruled out
                     break
@@ -580,7 +598,8 @@ def _search(
                     closed, done = max(closed, bound), True
                     break
                 if objective > -np.inf:
-                    closed = _settle(rows, at, scratch, here, enough, closed)
+                    closed = _settle(active, at, scratch, here, enough, closed)
+                    active = scratch.active[: _activate(state, scratch.active)]
                 if idle >= IDLE:
                     idle, aim = 0, aim / 2.0
                     _copy(low.price, at.price)
@@ -589,19 +608,19 @@ def _search(
                     break
             if done:
                 break
-            here = bound_at(rows, state, low)
+            here = bound_at(rows, state, active, low)
             if here == -np.inf:
                 done = True
                 break
             before = objective
             objective, ruled_out, done = look_below(
-                rows, state, low, scratch, here, gap, steps, shares, objective
+                rows, state, active, low, scratch, here, gap, steps, shares, objective
             )
             if done:
                 closed = max(closed, min(bound, ruled_out))
                 break
             if objective > before:
-                objective = _improve(rows, state, scratch, margin)
+                objective = _improve(rows, state, active, scratch, margin)
                 enough = objective + max(gap * abs(objective), margin)
         if visited == 1:
             _copy(low.price, price)
@@ -612,7 +631,7 @@ def _search(
             return objective, bound, False
         # Branch on the row that the last slates were least sure of; the likelier side comes first.
         branched, doubt = -1, -1
-        for i in range(n):
+        for i in active:
             if state[i] == FREE:
                 split = min(scratch.seen[i], tried - scratch.seen[i])
                 if split > doubt or (split == doubt and low.weight[i] > low.weight[branched]):
@@ -684,13 +703,13 @@ def search_users(
         rows = Rows(
             gain[start : start + n], np.empty(n, np.int64), np.zeros(n + 1, np.int64),
             np.empty(of_rules, np.int32), np.empty(of_rules), np.zeros(n + 1, np.int64),
-            np.empty(of_factors, np.int32), np.empty(of_factors), least[user], most[user],
+            np.empty(of_factors, np.int32), np.empty(of_factors), np.empty(n), least[user], most[user],
             of_items.curvature, of_items.bars, of_items.lists, of_items.first, of_items.sums,
         )  # fmt: skip
         a, b = 0, 0
         for i in range(n):
             item = items[start + i]
-            rows.kind[i] = of_items.kind[item]
+            rows.kind[i], rows.norms[i] = of_items.kind[item], of_items.norms[item]
             for p in range(of_items.rule_starts[item], of_items.rule_starts[item + 1]):
                 rows.rules[a], rows.amounts[a] = of_items.rules[p], of_items.amounts[p]
                 a += 1
@@ -699,7 +718,8 @@ def search_users(
                 b += 1
             rows.rule_starts[i + 1], rows.starts[i + 1] = a, b
         scratch = Scratch(
-            np.zeros(n, np.int8), np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(least.shape[1]),
+            np.zeros(n, np.int8), np.zeros(n, np.intp), np.zeros(n, np.int64), np.zeros(n, np.bool_),
+            np.zeros(least.shape[1]),
             np.zeros(n_factors), np.zeros(n), np.zeros(k, np.intp), np.zeros(k, np.intp),
         )  # fmt: skip
         mine = marks[start : start + n]
@@ -711,6 +731,9 @@ def search_users(
         )
         bound[user], settled[user] = above, done
         if worth > -np.inf:
+            if of_items.curvature > 0.0:  # what is within the gap may still be better for an exchange
+                active = scratch.active[: _activate(mine, scratch.active)]
+                _improve(rows, mine, active, scratch, 1e-9 * abs(worth))
             objective[user] = canonical(rows, mine, scratch)
             for q in range(k):
                 chosen[user, q] = scratch.best[q]

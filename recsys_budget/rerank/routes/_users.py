@@ -38,7 +38,7 @@ class User:
         """Working arrays."""
         (n, m), k = self.factors.shape, self.k
         return Scratch(
-            np.zeros(n, np.int8), np.zeros(n, np.int64), np.zeros(n, np.bool_),
+            np.zeros(n, np.int8), np.zeros(n, np.intp), np.zeros(n, np.int64), np.zeros(n, np.bool_),
             np.zeros(len(self.rows.least)), np.zeros(m), np.zeros(n), np.zeros(k, np.intp),
             np.zeros(k, np.intp),
         )  # fmt: skip
@@ -103,10 +103,11 @@ class Users:
         scaled.sum_duplicates()
         scaled.eliminate_zeros()
         scaled.sort_indices()
+        norms = np.sqrt(np.asarray(factors.power(2).sum(axis=1), np.float64).ravel())
         nothing, (bars, lists, first, sums) = np.zeros(0), attainable
         of_items = Rows(
-            nothing, kinds(scaled, factors), *_compressed(scaled), *_compressed(factors), nothing, nothing,
-            curvature, bars, lists, first, sums,
+            nothing, kinds(scaled, factors), *_compressed(scaled), *_compressed(factors), norms, nothing,
+            nothing, curvature, bars, lists, first, sums,
         )  # fmt: skip
         least, most = (np.ascontiguousarray(limit / size) for limit in limits)
         return cls(offsets, items, np.ascontiguousarray(gain), marks, k, size, least, most, of_items, factors)
@@ -114,8 +115,8 @@ class Users:
     @property
     def rounding(self) -> float:
         """By how much the squares of a slate's sums may round; 0 where there are none."""
-        longest = float(self.factors.power(2).sum(axis=1).max()) if self.factors.nnz else 0.0
-        return ROUNDING * self.of_items.curvature * self.k**2 * longest
+        longest = float(self.of_items.norms.max(initial=0.0))
+        return ROUNDING * self.of_items.curvature * (self.k * longest) ** 2
 
     def of_user(self, u: int) -> User:
         """One user."""
@@ -126,7 +127,7 @@ class Users:
         mine = facts._replace(
             gain=self.gain[rows], kind=facts.kind[items], rule_starts=of_rules[0], rules=of_rules[1],
             amounts=of_rules[2], starts=of_factors[0], columns=of_factors[1], values=of_factors[2],
-            least=self.least[u], most=self.most[u],
+            norms=facts.norms[items], least=self.least[u], most=self.most[u],
         )  # fmt: skip
         dense = self.factors[items].toarray()
         return User(mine, self.marks[rows], self.k, dense)

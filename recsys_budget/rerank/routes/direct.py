@@ -22,7 +22,7 @@ from scipy import sparse
 
 from recsys_budget.errors import SpecificationError
 from recsys_budget.rerank.routes._compiled import by_blocks, over_users, pick
-from recsys_budget.rerank.routes._core import SHARES, At, bound_at, canonical, look_below, search_users
+from recsys_budget.rerank.routes._core import OUT, SHARES, At, bound_at, canonical, look_below, search_users
 from recsys_budget.rerank.routes._program import Program
 from recsys_budget.rerank.routes._users import User, Users
 from recsys_budget.rerank.routes.diverse import Factors
@@ -264,12 +264,13 @@ def _branch(found: _Found, user: User, program: Program, gap: float, nodes: int,
 
     def look(state: NDArray[np.int8], at: At) -> tuple[float, float, bool]:
         """Search a node: its bound, the bound on what was ruled out, and whether that is all of it."""
-        bound = bounded(rows, state, at)
+        active = np.flatnonzero(state != OUT)
+        bound = bounded(rows, state, active, at)
         if bound == -np.inf:
             return bound, bound, True
         scratch.best[:] = found.slate
         found.objective, closed, complete = searched(
-            rows, state, at, scratch, bound, gap, STEPS, SHARES, found.objective
+            rows, state, active, at, scratch, bound, gap, STEPS, SHARES, found.objective
         )
         found.slate = scratch.best.copy()
         return bound, closed, complete
@@ -289,7 +290,7 @@ def _branch(found: _Found, user: User, program: Program, gap: float, nodes: int,
         if ray is not None:
             for sign in (1.0, -1.0):
                 at = user.at(sign * ray)
-                if bounded(nothing, state, at) < 0.0:
+                if bounded(nothing, state, np.flatnonzero(state != OUT), at) < 0.0:
                     found.ray = at.price if found.solves == 1 else None
                     break
             else:
