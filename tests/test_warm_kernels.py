@@ -78,6 +78,19 @@ def test_a_kernel_kept_from_before_is_loaded_not_interpreted(monkeypatch: pytest
 
 
 @needs_numba
+def test_a_twin_is_as_quiet_as_machine_code() -> None:
+    @njit
+    def worst(first: int, last: int, into: Any) -> None:
+        for user in range(first, last):
+            into[user] = np.inf * (into[user] - into[user])
+
+    for n_rows in (1, _compiled.SMALL + 1):
+        into = np.zeros(2)
+        over_users(worst, 0, 2, n_rows, into)
+        assert np.isnan(into).all()
+
+
+@needs_numba
 def test_a_twin_calls_no_machine_code() -> None:
     from recsys_budget.rerank.routes import _core, _search
 
