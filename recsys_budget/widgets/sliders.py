@@ -21,13 +21,15 @@ with extra("notebook"):
 LABELLED: Mapping[str, Any] = {"style": {"description_width": "14em"}}
 WIDE: Mapping[str, Any] = {"layout": widgets.Layout(width="30em", max_width="70vw")}
 
-# Labels that are heard and not seen; sentences under a slider; and no alarm where a page cannot load the
-# front, for there the picture is.
+# Labels that are heard and not seen; long ones on two lines; sentences under a slider; and no alarm where a
+# page cannot load the front, for there the picture is.
 STYLE = (
     "<style>"
     ".rb-named{position:relative}"
     ".rb-named>.widget-label{position:absolute;width:1px!important;min-width:0;height:1px;margin:0;padding:0;"
     "overflow:hidden;clip-path:inset(50%);white-space:nowrap}"
+    ".rb-explorer .widget-hslider>.widget-label{white-space:normal;line-height:1.15;height:auto;"
+    "align-self:center}"
     ".rb-said{margin:0 0 .4em 1em;max-width:38em;font:13px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}"
     ".rb-view .jupyter-widgets-error-widget{display:none}"
     "</style>"
